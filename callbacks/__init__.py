@@ -1,0 +1,1 @@
+"""What watches a run from outside: evaluation, pictures, throughput, records."""

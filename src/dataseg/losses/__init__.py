@@ -1,0 +1,1 @@
+"""What a proposal is trained on: point sampling, mask and projection terms, matching, criterion."""

@@ -1,0 +1,1 @@
+"""The mask-classification network: backbone, pixel decoder, transformer decoder, text classifier."""
