@@ -30,6 +30,13 @@ VOID = -1
 """Value of a map's pixel that belongs to no segment: no loss and no score is taken there."""
 
 
+class UserError(ValueError):
+    """A mistake in data or configuration that the user can mend. The message names file, record and remedy.
+
+    The command line shows it without a traceback.
+    """
+
+
 class Task(StrEnum):
     """What counts as one segment (method: MERGE), and how proposals are post-processed."""
 
@@ -152,6 +159,19 @@ class Vocabulary:
             raise ValueError(f"{path}: not a vocabulary file ({error})") from error
 
 
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What the network's surroundings need to know of one data set.
+
+    Attributes:
+        vocabulary: its classes.
+        tasks: what it is evaluated by; empty for a set that is only trained on.
+    """
+
+    vocabulary: Vocabulary
+    tasks: tuple[Task, ...] = ()
+
+
 @dataclass
 class ClassEmbeddings:
     """Text embeddings of one vocabulary's class names: all that is specific to a data set in the network's head.
@@ -159,10 +179,12 @@ class ClassEmbeddings:
     Attributes:
         vectors: float ``[S, D]``, L2-normalised, one row per name.
         class_index: int64 ``[S]``, values ``0..C-1`` non-decreasing: the class a name belongs to.
+        num_classes: C; derived when left out, and carried along by `to` so that no GPU is waited for.
     """
 
     vectors: Tensor
     class_index: Tensor
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.class_index.shape != self.vectors.shape[:1]:
@@ -170,6 +192,8 @@ class ClassEmbeddings:
                 f"need vectors [S, D] and class_index [S], got {list(self.vectors.shape)}"
                 f" and {list(self.class_index.shape)}"
             )
+        if not self.num_classes:
+            self.num_classes = int(self.class_index[-1]) + 1
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         return replace(self, vectors=self.vectors.to(*args, **kwargs), class_index=self.class_index.to(*args, **kwargs))

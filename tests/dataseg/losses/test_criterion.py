@@ -1,0 +1,325 @@
+import pytest
+import torch
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former import modeling_mask2former as theirs
+
+from dataseg.losses import Criterion, NonFiniteCostError
+from dataseg.losses.criterion import LOSS_STREAM, MATCHING_STREAM
+from dataseg.losses.points import uniform_points
+from dataseg.structures import VOID, Boxes, InstanceMasks, Proposals, SegmentMap
+
+CPU = torch.device("cpu")
+SIZE = (64, 48)
+KEYS = ["class", "mask", "dice", "projection"]
+
+
+def some_targets(toys, size=SIZE, classes=5):
+    """One of each kind: map, boxes, none, RLE."""
+    return [
+        toys.map(size, 4, classes, seed=1),
+        toys.boxes(size, 3, classes),
+        toys.map(size, 0, classes),
+        toys.instances(toys.map(size, 5, classes, seed=2)),
+    ]
+
+
+def totals(losses):
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def only(proposals, images):
+    return [Proposals(class_logits=p.class_logits[images], mask_logits=p.mask_logits[images]) for p in proposals]
+
+
+class TheirPoints:
+    """torch.rand for transformers' code: gives it our points, layer by layer, image by image."""
+
+    def __init__(self, seeds, masks, layers, num_points):
+        candidates, uniform = 3 * num_points, num_points - int(0.75 * num_points)
+        matching = [uniform_points(s, MATCHING_STREAM, (num_points,), CPU)[None] for s in seeds]
+        drawn = [uniform_points(s, LOSS_STREAM, (layers, candidates + uniform), CPU) for s in seeds]
+        self.queue = []
+        for layer in range(layers):
+            self.queue += matching
+            rows = torch.cat([d[layer].expand(m, -1, -1) for d, m in zip(drawn, masks, strict=True)])
+            self.queue += [rows[:, :candidates], rows[:, candidates:]]
+
+    def __call__(self, *shape, **_):
+        points = self.queue.pop(0).contiguous()
+        assert points.shape == shape
+        return points
+
+
+@pytest.mark.parametrize(("segments", "queries"), [((3, 6), 8), ((1, 12), 9), ((4, 0), 5)])
+def test_equals_transformers(toys, monkeypatch, segments, queries):
+    batch = toys.batch([SIZE] * 2)
+    proposals = toys.proposals(batch, queries, classes=5, layers=3)
+    targets = [toys.map(SIZE, k, 5, seed=i, void=False) for i, k in enumerate(segments)]
+    masks = [toys.masks(t) if len(t) else torch.zeros(0, *SIZE) for t in targets]
+    ours = Criterion(num_points=128)(proposals, batch, targets)
+
+    config = Mask2FormerConfig(train_num_points=128, oversample_ratio=3.0, importance_sample_ratio=0.75)
+    config.num_labels = 5
+    official = theirs.Mask2FormerLoss(config, {})
+    monkeypatch.setattr(theirs.torch, "rand", TheirPoints(batch.seeds, [min(k, queries) for k in segments], 3, 128))
+    aux = [{"masks_queries_logits": p.mask_logits, "class_queries_logits": p.class_logits} for p in proposals[1:]]
+    first = proposals[0]
+    expected = official(first.mask_logits, first.class_logits, masks, [t.labels for t in targets], aux)
+    sums = {"class": 0.0, "mask": 0.0, "dice": 0.0}
+    names = {"loss_cross_entropy": ("class", 2.0), "loss_mask": ("mask", 5.0), "loss_dice": ("dice", 5.0)}
+    for key, value in expected.items():
+        name, weight = names["_".join(key.split("_")[:3]) if "entropy" in key else "_".join(key.split("_")[:2])]
+        sums[name] = sums[name] + weight * value
+    for name, value in sums.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+    leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
+    got = torch.autograd.grad(sum(ours.values()), leaves)
+    for a, b in zip(got, torch.autograd.grad(sum(sums.values()), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_keys_shapes_types_and_order(toys):
+    batch = toys.batch([SIZE] * 4)
+    losses = Criterion(num_points=64)(toys.proposals(batch, 6, 5, layers=2), batch, some_targets(toys))
+    assert list(losses) == KEYS
+    assert all(loss.shape == () and loss.dtype == torch.float32 and loss > 0 for loss in losses.values())
+    losses = Criterion(num_points=64, affinity_weight=1.0)(toys.proposals(batch, 6, 5), batch, some_targets(toys))
+    assert list(losses) == [*KEYS, "affinity"]
+    assert losses["affinity"] > 0
+
+
+@pytest.mark.parametrize("kind", ["map", "boxes", "instances"])
+def test_zero_targets(toys, kind):
+    batch = toys.batch([SIZE] * 2)
+    none = torch.zeros(0, dtype=torch.int64)
+    target = {
+        "map": SegmentMap(torch.full(SIZE, VOID, dtype=torch.int32), none),
+        "boxes": Boxes(torch.zeros(0, 4), none),
+        "instances": InstanceMasks([], none, SIZE),
+    }[kind]
+    proposals = toys.proposals(batch, 6, 5, layers=2)
+    losses = Criterion(num_points=64, affinity_weight=1.0)(proposals, batch, [target, target])
+    assert losses["class"] > 0
+    assert all(losses[name].item() == 0 for name in (*KEYS[1:], "affinity"))
+    sum(losses.values()).backward()
+    for p in proposals:
+        assert p.class_logits.grad.abs().sum() > 0
+        assert torch.equal(p.mask_logits.grad, torch.zeros_like(p.mask_logits))
+
+
+def test_graph_reaches_every_layer_whatever_the_targets(toys):
+    batch = toys.batch([SIZE])
+    for target in some_targets(toys):
+        for options in ({}, {"box_supervision": "off"}, {"affinity_weight": 1.0}):
+            proposals = toys.proposals(batch, 6, 5, layers=3)
+            losses = Criterion(num_points=16, **options)(proposals, batch, [target])
+            assert all(loss.requires_grad for loss in losses.values())
+            sum(losses.values()).backward()
+            assert all(p.class_logits.grad is not None and p.mask_logits.grad is not None for p in proposals)
+
+
+def test_map_equals_rle(toys):
+    batch = toys.batch([SIZE])
+    proposals = toys.proposals(batch, 8, 5, layers=2)
+    target = toys.map(SIZE, 5, 5)
+    from_map, from_rle = (Criterion(num_points=200)(proposals, batch, [t]) for t in (target, toys.instances(target)))
+    assert totals(from_map) == pytest.approx(totals(from_rle), rel=1e-5)
+
+
+def test_batched_equals_single_and_the_average_over_ranks(toys):
+    """Four samples at once, one by one, and as two ranks whose normalisers are averaged: the same loss and gradient."""
+    criterion = Criterion(num_points=100, affinity_weight=0.5)
+    batch, targets = toys.batch([SIZE] * 4, seeds=[5, 6, 7, 8]), some_targets(toys)
+    proposals = toys.proposals(batch, 6, 5, layers=2)
+    leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
+    whole = criterion(proposals, batch, targets)
+    grads = torch.autograd.grad(sum(whole.values()), leaves)
+    for shares in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[2], [0, 1, 3]]):
+        local = [criterion.normalizers([targets[i] for i in share], proposals[0]) for share in shares]
+        assert local[0].shape == (2,)
+        mean = torch.stack(local).mean(0)
+        parts = []
+        for share in shares:
+            part = toys.batch([SIZE] * len(share), seeds=[batch.seeds[i] for i in share])
+            part.images = batch.images[share]
+            parts.append(criterion(only(proposals, share), part, [targets[i] for i in share], mean))
+        average = {name: sum(p[name] for p in parts) / len(shares) for name in whole}
+        assert totals(average) == pytest.approx(totals(whole), rel=1e-5)
+        for a, b in zip(torch.autograd.grad(sum(average.values()), leaves), grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_permuted_queries(toys):
+    batch, targets = toys.batch([SIZE] * 4), some_targets(toys)
+    proposals, order = toys.proposals(batch, 7, 5, layers=2), torch.randperm(7)
+    permuted = [Proposals(p.class_logits[:, order], p.mask_logits[:, order]) for p in proposals]
+    criterion = Criterion(num_points=100)
+    expected = totals(criterion(proposals, batch, targets))
+    assert totals(criterion(permuted, batch, targets)) == pytest.approx(expected, rel=1e-5)
+
+
+def perfect(target, size, queries, classes, swap=False):
+    """Proposals that are sure of every segment at its place; segments must be aligned to 4 pixels."""
+    masks = torch.full((1, queries, size[0] // 4, size[1] // 4), -40.0)
+    logits = torch.full((1, queries, classes + 1), -40.0)
+    logits[..., -1] = 40.0
+    for k, label in enumerate(target.labels.tolist()):
+        row = queries - 1 - k if swap else k
+        logits[0, row, -1], logits[0, row, label] = -40.0, 40.0
+        masks[0, row][(target.ids == k)[2::4, 2::4]] = 40.0
+    return Proposals(logits.requires_grad_(), masks.requires_grad_())
+
+
+@pytest.mark.parametrize("mask_loss", ["bce", "focal"])
+def test_perfect_prediction_costs_next_to_nothing(toys, mask_loss):
+    """Segments are 8 pixels of VOID apart: no bilinear edge of a 4-pixel grid is perfect on the boundary itself.
+
+    Nor on the rim of the image, where samples fade to 0, as in Mask2Former.
+    """
+    ids = torch.full((64, 64), VOID, dtype=torch.int32)
+    ids[1:-1, 1:28], ids[1:-1, 36:-1] = 0, 1
+    target = SegmentMap(ids, torch.tensor([3, 1]))
+    batch = toys.batch([(64, 64)])
+    criterion = Criterion(num_points=500, mask_loss=mask_loss)
+    losses = criterion([perfect(target, (64, 64), 6, 4, swap=True)], batch, [target])
+    assert totals(losses) == pytest.approx(dict.fromkeys(KEYS, 0.0), abs=1e-4)
+    wrong = criterion([perfect(SegmentMap(ids.T.contiguous(), target.labels), (64, 64), 6, 4)], batch, [target])
+    assert wrong["mask"] > 1
+    assert wrong["dice"] > 1
+
+
+def test_perfect_boxes_cost_next_to_nothing(toys):
+    ids = torch.zeros(64, 64, dtype=torch.int32)
+    ids[:, 32:], ids[:16, 32:] = 1, VOID
+    target = SegmentMap(ids, torch.tensor([3, 1]))
+    boxes = Boxes(torch.tensor([[0.0, 0, 32, 64], [32, 16, 64, 64]]), target.labels)
+    losses = Criterion()([perfect(target, (64, 64), 6, 4)], toys.batch([(64, 64)]), [boxes])
+    assert sum(losses.values()) < 1e-4
+
+
+def test_void_has_no_influence(toys):
+    ids = torch.zeros(64, 64, dtype=torch.int32)
+    ids[:, 32:], ids[16:56, 16:56] = 1, VOID
+    target = SegmentMap(ids, torch.tensor([3, 1]))
+    batch = toys.batch([(64, 64)])
+    proposals = toys.proposals(batch, 6, 4, layers=2)
+    changed = [Proposals(p.class_logits, p.mask_logits.detach().clone()) for p in proposals]
+    for p in changed:  # cells 4..13 are void; the bilinear support of valid points reaches one cell into them
+        p.mask_logits[..., 5:13, 5:13] = 100 * torch.randn(8, 8)
+    criterion = Criterion(num_points=500)
+    before, after = (criterion(p, batch, [target]) for p in (proposals, changed))
+    assert totals(before) == totals(after)
+    sum(before.values()).backward()
+    for p in proposals:
+        assert p.mask_logits.grad[..., 5:13, 5:13].abs().sum() == 0
+        assert p.mask_logits.grad.abs().sum() > 0
+
+
+def test_padding_has_no_influence(toys):
+    """Alone or padded beside a larger image: the same points, the same loss. Logits are 0 in the padding."""
+    small, large = (32, 48), (64, 64)
+    for target in (toys.map(small, 3, 4), toys.boxes(small, 3, 4)):
+        alone = toys.proposals(toys.batch([small]), 5, 4)
+        masks = torch.zeros(1, 5, 16, 16)
+        masks[..., :8, :12] = alone[0].mask_logits.detach()
+        padded = [Proposals(alone[0].class_logits, masks)]
+        criterion = Criterion(num_points=300)
+        expected = totals(criterion(alone, toys.batch([small]), [target]))
+        batch = toys.batch([small], divisor_size=large)
+        assert totals(criterion(padded, batch, [target])) == pytest.approx(expected, rel=1e-4)
+        if isinstance(target, Boxes):
+            masks[..., 8:, :] = masks[..., 12:] = 50.0
+            assert totals(criterion(padded, batch, [target])) == pytest.approx(expected, rel=1e-4)
+        else:
+            ids = torch.full(large, VOID, dtype=torch.int32)
+            ids[: small[0], : small[1]] = target.ids
+            in_padding = SegmentMap(ids, target.labels)
+            assert totals(criterion(padded, batch, [in_padding])) == pytest.approx(expected, rel=1e-4)
+
+
+def test_points_depend_on_the_seed_alone(toys):
+    target, criterion = toys.map(SIZE, 4, 5), Criterion(num_points=50)
+    batch = toys.batch([SIZE], seeds=[1])
+    proposals = toys.proposals(batch, 6, 5)
+    first = totals(criterion(proposals, batch, [target]))
+    torch.manual_seed(99)
+    assert totals(criterion(proposals, batch, [target])) == first
+    assert totals(criterion(proposals, toys.batch([SIZE], seeds=[2]), [target])) != first
+
+
+def test_gradients_are_finite_under_bfloat16_autocast(toys):
+    batch, targets = toys.batch([SIZE] * 4), some_targets(toys)
+    features = torch.randn(4, 6, 8, requires_grad=True)
+    pixels = torch.randn(4, 8, 16, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        masks = torch.einsum("bqd,bdhw->bqhw", features, pixels)
+        classes = features @ torch.randn(8, 6)
+        assert masks.dtype == torch.bfloat16
+        losses = Criterion(num_points=64, affinity_weight=1.0)([Proposals(classes, masks)] * 2, batch, targets)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert features.grad.isfinite().all()
+
+
+def test_extreme_logits_stay_finite(toys):
+    batch, targets = toys.batch([SIZE] * 4), some_targets(toys)
+    proposals = [
+        Proposals(*(1e4 * t.detach() for t in (p.class_logits, p.mask_logits))) for p in toys.proposals(batch, 6, 5)
+    ]
+    for p in proposals:
+        p.class_logits.requires_grad_()
+        p.mask_logits.requires_grad_()
+    sum(Criterion(num_points=64, affinity_weight=1.0)(proposals, batch, targets).values()).backward()
+    assert all(t.grad.isfinite().all() for p in proposals for t in (p.class_logits, p.mask_logits))
+
+
+def test_more_targets_than_queries(toys):
+    batch = toys.batch([SIZE] * 2)
+    targets = [toys.map(SIZE, 9, 5, void=False), toys.boxes(SIZE, 11, 5)]
+    losses = Criterion(num_points=64)(toys.proposals(batch, 4, 5, layers=2), batch, targets)
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert Criterion().normalizers(targets, toys.proposals(batch, 4, 5)[0]).tolist() == [20, 8]
+
+
+def test_normalizers_count_segments_and_class_weights(toys):
+    # 4 + 3 + 0 + 5 segments (crowd left out); 12 matched queries of 4 x 6, the others weigh 0.1
+    values = Criterion().normalizers(some_targets(toys), toys.proposals(toys.batch([SIZE] * 4), 6, 5)[0])
+    torch.testing.assert_close(values, torch.tensor([12.0, 12 + 0.1 * 12]))
+
+
+def test_box_supervision_off_teaches_masks_nothing(toys):
+    batch = toys.batch([SIZE])
+    proposals = toys.proposals(batch, 6, 5)
+    target = toys.boxes(SIZE, 3, 5)
+    losses = Criterion(box_supervision="off", affinity_weight=1.0)(proposals, batch, [target])
+    assert list(losses) == KEYS
+    assert losses["projection"] == 0
+    torch.testing.assert_close(losses["class"], Criterion()(proposals, batch, [target])["class"])
+    sum(losses.values()).backward()
+    assert proposals[0].mask_logits.grad.abs().sum() == 0
+
+
+def test_weights_scale_the_losses(toys):
+    """Weights change matching too: one query and one target leave no choice."""
+    batch = toys.batch([SIZE] * 2)
+    targets = [toys.map(SIZE, 1, 3), toys.boxes(SIZE, 1, 3)]
+    proposals = toys.proposals(batch, 1, 3)
+    ones = Criterion(num_points=64, class_weight=1, mask_weight=1, dice_weight=1, projection_weight=1)
+    base, default = totals(ones(proposals, batch, targets)), totals(Criterion(num_points=64)(proposals, batch, targets))
+    assert default == pytest.approx({n: w * base[n] for n, w in zip(KEYS, (2, 5, 5, 5), strict=True)})
+
+
+def test_errors_name_the_image(toys):
+    batch = toys.batch([SIZE] * 2)
+    proposals = toys.proposals(batch, 6, 5)
+    good = toys.map(SIZE, 3, 5)
+    with pytest.raises(ValueError, match="image image-1: its target is 9 x 9"):
+        Criterion()(proposals, batch, [good, toys.map((9, 9), 3, 5)])
+    with pytest.raises(ValueError, match="1 targets for a batch of 2"):
+        Criterion()(proposals, batch, [good])
+    with torch.no_grad():
+        proposals[0].mask_logits[1] = float("nan")
+    with pytest.raises(NonFiniteCostError, match="'image-1'"):
+        Criterion()(proposals, batch, [good, good])
+    with pytest.raises(ValueError, match="oversample_ratio >= 1"):
+        Criterion(oversample_ratio=0.5)
