@@ -1,0 +1,149 @@
+"""Mean IoU of semantic segmentation in the three conventions that published code uses.
+
+Legend: C = classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dataseg.metrics.base import ImageMetric, overlap_counts
+from dataseg.structures import SegmentMap, UserError, Vocabulary
+
+Convention = Literal["detectron2", "mmsegmentation", "all_classes"]
+AVERAGING: dict[str, str] = {
+    "detectron2": "mean over the classes present in the ground truth",
+    "mmsegmentation": "mean over the classes present in the ground truth or predicted on labelled pixels",
+    "all_classes": "mean over every class of the vocabulary, 0 where it never occurs",
+}
+
+
+class MeanIoU(ImageMetric):
+    """``miou``, ``mean_accuracy``, ``pixel_accuracy``, ``fwiou`` and ``coverage`` (share of pixels that have a label).
+
+    Pixels without a ground-truth label (void, crowd) are left out altogether. A labelled pixel for which nothing is
+    predicted counts as missed. Frequencies of ``fwiou`` are those of the ground truth. The conventions differ in the
+    classes that the mean takes in; the mean accuracy follows detectron2 and mmsegmentation in taking the classes of
+    the ground truth, under "all_classes" it takes all:
+
+    * "detectron2" (default; its sem_seg_evaluation, hence Mask2Former, ODISE, fc-clip): classes in the ground truth;
+    * "mmsegmentation" (its IoUMetric): classes in the ground truth or in the predictions;
+    * "all_classes" (EoMT): every class, an absent one counts 0.
+
+    The state is one int64 matrix that adds up over ranks, plus 8 bytes an image against counting it twice.
+
+    Args:
+        vocabulary: the classes.
+        dataset: name in messages.
+        convention: see above.
+        allow_one_class: do not refuse a ground truth of one class only, on which any prediction scores 100.
+    """
+
+    confusion: Tensor
+    pixels: Tensor
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        dataset: str = "",
+        convention: Convention = "detectron2",
+        allow_one_class: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vocabulary, dataset, **kwargs)
+        if convention not in get_args(Convention):
+            raise ValueError(f"convention must be one of {list(get_args(Convention))}, got {convention!r}")
+        self.averaging: Convention = convention
+        self.allow_one_class = allow_one_class
+        classes = len(vocabulary)
+        self.add_state("confusion", torch.zeros(classes, classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self._per_class: dict[str, Tensor] = {}
+        self._confusion = self.confusion.clone()
+
+    @property
+    def convention(self) -> dict[str, str]:
+        """What stands beside the figures."""
+        return {
+            "metric": f"mean IoU, {self.averaging} convention",
+            "averaging": AVERAGING[self.averaging],
+            "crowd": "left out like void",
+            "void": "pixels without a ground-truth label are left out; labelled pixels without a prediction are missed",
+            "vocabulary": self.vocabulary.digest,
+        }
+
+    def update(self, prediction: SegmentMap, target: SegmentMap, image_id: str) -> None:
+        """Score one image; segments of one class count together on both sides.
+
+        Raises:
+            ValueError: names data set and image: wrong size, unknown id or label, non-finite score, image given twice.
+        """
+        key = self._check_new(image_id)
+        self._check_maps(prediction, target, image_id)
+        overlap = overlap_counts(target, prediction)
+        labels = target.labels.long().cpu()
+        scored = torch.ones_like(labels, dtype=torch.bool) if target.is_crowd is None else ~target.is_crowd.bool().cpu()
+        columns = torch.cat([prediction.labels.long().cpu(), torch.tensor([len(self.vocabulary)])])
+        counts = overlap[:-1][scored]
+        seen = torch.zeros(self.confusion.shape, dtype=torch.int64)
+        seen.index_put_((labels[scored][:, None], columns[None]), counts, accumulate=True)
+        self.confusion += seen.to(self.confusion.device)
+        self.pixels += target.ids.numel()
+        self._remember(key)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Figures over all images of all ranks, float64 scalars in [0, 1].
+
+        Raises:
+            ValueError: no image, an image scored twice, all ground truth ignored, or only one class in it.
+        """
+        images = self._count_images()
+        self._confusion = self.confusion.cpu().clone()
+        labelled = self._confusion.sum(1)
+        self._refuse_nonsense(labelled, images)
+        hits = self._confusion.diagonal().double()
+        target_C, predicted_C = labelled.double(), self._confusion[:, :-1].sum(0).double()
+        union_C = target_C + predicted_C - hits
+        iou_C, accuracy_C = hits / union_C, hits / target_C  # 0 / 0 = NaN
+        if self.averaging == "detectron2":
+            iou_C = torch.where(target_C > 0, iou_C, torch.nan)
+        elif self.averaging == "all_classes":
+            iou_C, accuracy_C = iou_C.nan_to_num(0.0), accuracy_C.nan_to_num(0.0)
+        self._per_class = {"iou": iou_C, "accuracy": accuracy_C, "pixels": labelled}
+        return {
+            "miou": iou_C.nanmean(),
+            "mean_accuracy": accuracy_C.nanmean(),
+            "pixel_accuracy": hits.sum() / target_C.sum(),
+            "fwiou": (target_C / target_C.sum() * iou_C).nansum(),
+            "coverage": labelled.sum().double() / self.pixels.cpu().double(),
+        }
+
+    def _refuse_nonsense(self, labelled: Tensor, images: int) -> None:
+        present = labelled.nonzero().flatten().tolist()
+        if not present:
+            raise UserError(f"{self.dataset}: every pixel of the {images} image(s) is ignored; check the label values")
+        if len(present) == 1 and not self.allow_one_class:
+            raise UserError(
+                f"{self.dataset}: the ground truth of {images} image(s) holds only the class"
+                f" {self.vocabulary.names[present[0]]!r}, so that the figures say nothing; were the other values"
+                " mapped to ignore? (allow_one_class=True scores it anyway)"
+            )
+
+    def per_class(self) -> dict[str, Tensor]:
+        """``iou`` and ``accuracy``, float64 ``[C]``, NaN where left out of the mean; ``pixels``, int64 ``[C]``.
+
+        Call it on every rank: it computes first.
+        """
+        self.compute()
+        return dict(self._per_class)
+
+    def confusion_matrix(self) -> Tensor:
+        """Pixels, int64 ``[C, C + 1]``: rows ground truth, columns prediction, the last one "nothing predicted".
+
+        Call it on every rank: it computes first.
+        """
+        self.compute()
+        return self._confusion
