@@ -1,0 +1,6 @@
+"""Three small data sets in the official layouts, rendered on demand: mini-ADE, mini-COCO, mini-Objects365."""
+
+from data_modules.mini.settings import Difficulty
+from data_modules.mini.suite import GENERATOR_VERSION, MiniSpec, ensure, generate, is_complete
+
+__all__ = ["GENERATOR_VERSION", "Difficulty", "MiniSpec", "ensure", "generate", "is_complete"]
