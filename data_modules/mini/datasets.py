@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_modules import vocabularies
 from data_modules.mini.settings import Domain
-from dataseg.structures import Vocabulary
+from dataseg.structures import UserError, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,12 @@ class MiniDataset:
         """Read its vocabulary.
 
         Raises:
-            ValueError: the file and ``kinds`` name different classes.
+            UserError: the file and ``kinds`` name different classes.
         """
         vocabulary = vocabularies.load(self.vocabulary)
         if set(vocabulary.names) != set(self.kinds):
             odd = sorted(set(vocabulary.names) ^ set(self.kinds))
-            raise ValueError(
-                f"{self.vocabulary}.json: classes {odd} are not in both the file and the generator's table"
-            )
+            raise UserError(f"{self.vocabulary}.json: classes {odd} are not in both the file and the generator's table")
         return vocabulary
 
 
@@ -111,7 +109,7 @@ OBJECTS365 = MiniDataset(
         "Dog": "dog",
         "Bird": "bird",
         "Fish": "fish",
-        "Settee": "sofa",
+        "Couch": "sofa",
         "Chair": "chair",
         "Sailboat": "boat",
         "Beach Ball": "ball",

@@ -18,6 +18,7 @@ from data_modules.mini import layouts
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, MiniDataset
 from data_modules.mini.scenes import Scene, compose
 from data_modules.mini.settings import Difficulty
+from dataseg.structures import UserError
 
 GENERATOR_VERSION = 1
 """To be raised with every change that alters a file."""
@@ -46,7 +47,7 @@ class MiniSpec:
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.size < 32:
-            raise ValueError(f"mini suite: need seed >= 0 and size >= 32, got seed {self.seed} and size {self.size}")
+            raise UserError(f"mini suite: need seed >= 0 and size >= 32, got seed {self.seed} and size {self.size}")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def generate(root: Path | str, spec: MiniSpec | None = None, progress: bool = Tr
     It is written beside ``root`` and moved there when complete; an older suite in that place is replaced.
 
     Raises:
-        ValueError: ``root`` holds something that is not a mini suite, which would be lost.
+        UserError: ``root`` holds something that is not a mini suite, which would be lost.
     """
     root, spec = Path(root), spec or MiniSpec()
     with _lock(root):
@@ -108,7 +109,7 @@ def ensure(root: Path | str, spec: MiniSpec | None = None, progress: bool = True
     """Make the suite unless it stands there complete with the same parameters; safe to call from many processes.
 
     Raises:
-        ValueError: as `generate`.
+        UserError: as `generate`.
     """
     root, spec = Path(root), spec or MiniSpec()
     with _lock(root):
@@ -138,7 +139,7 @@ def _count_files(root: Path) -> int:
 
 def _write(root: Path, spec: MiniSpec, progress: bool) -> None:
     if root.exists() and not (root / _MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(
+        raise UserError(
             f"{root} exists and is no mini suite (it has no {_MANIFEST}): give another folder, or move it away"
         )
     workplace = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))

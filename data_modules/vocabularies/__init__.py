@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from dataseg.structures import Vocabulary
+from dataseg.structures import UserError, Vocabulary
 
 Names = Literal["corrected", "official"]
 
@@ -28,13 +28,13 @@ def load(name_or_path: str, names: Names = "corrected") -> Vocabulary:
             the release, as published baselines used them). Display names are official in both.
 
     Raises:
-        ValueError: no such vocabulary; names the ones there are.
+        UserError: no such vocabulary; names the ones there are.
     """
     is_path = name_or_path.endswith(".json")
     path = Path(name_or_path) if is_path else FOLDER / f"{name_or_path}.json"
     if not path.is_file():
         known = ", ".join(sorted(f.stem for f in FOLDER.glob("*.json")))
-        raise ValueError(f"no vocabulary {name_or_path!r}: give the path of a .json file or one of {known}")
+        raise UserError(f"no vocabulary {name_or_path!r}: give the path of a .json file or one of {known}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if names == "official":
@@ -42,4 +42,4 @@ def load(name_or_path: str, names: Names = "corrected") -> Vocabulary:
                 record["prompts"] = record.get("official_prompts") or [str(record["name"]).strip()]
         return Vocabulary.from_json(content)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a vocabulary file ({error!r})") from error
+        raise UserError(f"{path}: not a vocabulary file ({error!r})") from error

@@ -1,0 +1,235 @@
+"""Co-training: several data sets of different tasks, one network."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader
+
+from data_modules.formats.base import MissingDataError, Reader
+from data_modules.mini import MiniSpec, ensure
+from data_modules.order import blocks
+from data_modules.streams import Schedule, Stream, TrainView, evaluation_loader, names_of, share_out
+from data_modules.transforms import EvaluationTransform, TrainTransform
+from dataseg.structures import DatasetSpec, Sample, Task, UserError, Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class CoTraining(LightningDataModule):
+    """Takes every optimisation step's whole batch from one data set, drawn with fixed sampling ratios.
+
+    ``training_step`` receives a dict by data set name in which one entry is a `Batch` and the others are None; in
+    mixed mode, all are batches. Evaluation batches are plain `Batch` records, one loader per name in `val_names`.
+
+    Args:
+        train: readers to train on, by data set name. Those without a ratio above 0 are not even looked for on disk.
+        val: readers to evaluate on, by data set name.
+        ratios: sampling ratios by name in ``train``: any subset, any positive numbers.
+        root: folder that holds the data sets.
+        image_size: side of the square training crops, pixels.
+        batch_size: samples of one optimisation step: over all ranks and accumulated batches together.
+        scale_range: large-scale jitter; 1 = the longer side becomes ``image_size``.
+        flip: probability of a horizontal flip.
+        color_jitter: strength of the colour changes, 0 = none.
+        eval_size: shorter side of evaluation images, pixels.
+        eval_max_size: longer side of evaluation images at most; goes before ``eval_size``.
+        eval_batch_size: images of one evaluation batch on one rank.
+        num_workers: loading processes per rank, shared out by ratio, at least one per data set; -1 = one per core;
+            0 = load in the training process. The samples are the same whatever their number.
+        prefetch_factor: batches each loading process keeps ready.
+        seed: decides order and augmentation.
+        mixed: every batch holds all data sets, in the ratios.
+        mini: make the mini suite below ``root`` if it is not there.
+    """
+
+    def __init__(
+        self,
+        train: dict[str, Reader] | None = None,
+        val: dict[str, Reader] | None = None,
+        ratios: dict[str, float] | None = None,
+        root: str | Path = "datasets",
+        image_size: int = 640,
+        batch_size: int = 16,
+        scale_range: tuple[float, float] = (0.1, 2.0),
+        flip: float = 0.5,
+        color_jitter: float = 0.0,
+        eval_size: int = 640,
+        eval_max_size: int = 1333,
+        eval_batch_size: int = 1,
+        num_workers: int = -1,
+        prefetch_factor: int = 2,
+        seed: int = 0,
+        mixed: bool = False,
+        mini: MiniSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.ratios = active_ratios(train or {}, ratios or {})
+        self.train_readers: dict[str, Reader] = {name: (train or {})[name] for name in self.ratios}
+        self.val_readers: dict[str, Reader] = dict(val or {})
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = num_workers if num_workers >= 0 else cores
+        self.prefetch_factor = prefetch_factor
+        self.seed = seed
+        self.mixed = mixed
+        self.mini = mini
+        self.train_transform = TrainTransform(image_size, scale_range, flip, color_jitter)
+        self.eval_transform = EvaluationTransform(eval_size, eval_max_size)
+        self._ready: set[int] = set()
+        self._streams: dict[str, Stream] = {}
+        self._check()
+
+    def _check(self) -> None:
+        for name, reader in self.val_readers.items():
+            if reader.gives == "boxes":
+                raise UserError(f"data.val.{name}: {reader.title} has boxes only, no metric here can score them")
+            other = self.train_readers.get(name)
+            if other is not None and other.vocabulary != reader.vocabulary:
+                raise UserError(
+                    f"data set {name!r} trains with vocabulary {other.vocabulary.name!r} and is evaluated with "
+                    f"{reader.vocabulary.name!r}: give the two different names, or one vocabulary"
+                )
+
+    # -------------------------------------------------------------------------------------- what others ask
+
+    @property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """Vocabulary of every data set that is trained on or evaluated; known before `setup`."""
+        return {name: reader.vocabulary for name, reader in {**self.val_readers, **self.train_readers}.items()}
+
+    @property
+    def specs(self) -> dict[str, DatasetSpec]:
+        """Vocabulary and evaluated tasks of every data set; known before `setup`."""
+        tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
+        return {name: DatasetSpec(vocabulary, tasks.get(name, ())) for name, vocabulary in self.vocabularies.items()}
+
+    @property
+    def train_tasks(self) -> dict[str, Task]:
+        """Task of each trained data set."""
+        return {name: reader.tasks[0] for name, reader in self.train_readers.items()}
+
+    @property
+    def tasks(self) -> dict[str, list[Task]]:
+        """Tasks each evaluation set is scored by."""
+        return {name: list(reader.tasks) for name, reader in self.val_readers.items()}
+
+    @property
+    def val_names(self) -> list[str]:
+        """Names of the evaluation sets, in the order of the loaders."""
+        return list(self.val_readers)
+
+    # ------------------------------------------------------------------------------------------ Lightning
+
+    def require_files(self, stage: str) -> None:
+        """As `setup`, but for the command line, ahead of everything else; makes the mini suite if it is wanted."""
+        if self.mini is not None:
+            ensure(self.root, self.mini)
+        self.setup(stage)
+
+    def setup(self, stage: str) -> None:
+        """Find and index the data sets this stage needs.
+
+        Raises:
+            UserError: some are missing: one message with all of them, the folders looked for and where to get them.
+        """
+        if stage == "fit" and not self.train_readers:
+            raise UserError("nothing to train on: give data.train and data.ratios")
+        wanted = [*self.val_readers.items()] + ([*self.train_readers.items()] if stage == "fit" else [])
+        missing = []
+        for name, reader in wanted:
+            if id(reader) in self._ready:
+                continue
+            try:
+                reader.setup(self.root)
+            except MissingDataError as error:
+                missing.append(f"- {name}: {error}")
+                continue
+            self._ready.add(id(reader))
+            dropped = ", ".join(f"{count:,} {what}" for what, count in reader.counts.items() if count)
+            log.info("%s: %s, %d images%s", name, reader.title, len(reader), f" ({dropped})" if dropped else "")
+        if missing:
+            folder = self.root.absolute()
+            raise UserError(
+                f"{len(missing)} of {len(wanted)} data sets are missing below {folder} "
+                "(set data.root to look elsewhere)\n" + "\n".join(missing)
+            )
+
+    def train_dataloader(self) -> CombinedLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        schedule = Schedule(
+            seed=self.seed,
+            ratios=self.ratios,
+            batch_size=self.batch_size,
+            world_size=trainer.world_size,
+            rank=trainer.global_rank,
+            accumulate=trainer.accumulate_grad_batches,
+            mixed=self.mixed,
+        )
+        workers = share_out(self.num_workers, self.ratios)
+        self._close()
+        self._streams = {
+            name: Stream(
+                dataset=name,
+                task=reader.tasks[0],
+                view=TrainView(reader, self.train_transform),
+                schedule=schedule,
+                micro_step=lambda: trainer.global_step * trainer.accumulate_grad_batches,
+                num_workers=workers[name],
+                prefetch_factor=self.prefetch_factor,
+            )
+            for name, reader in self.train_readers.items()
+        }
+        return CombinedLoader(self._streams, mode="min_size")
+
+    def teardown(self, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        self._streams = {}
+
+    def val_dataloader(self) -> list[DataLoader[Sample]]:
+        trainer = self.trainer
+        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        return [
+            evaluation_loader(
+                dataset=name,
+                reader=reader,
+                transform=self.eval_transform,
+                batch_size=self.eval_batch_size,
+                world_size=world_size,
+                rank=rank,
+                num_workers=min(self.num_workers, 4),
+                prefetch_factor=self.prefetch_factor,
+            )
+            for name, reader in self.val_readers.items()
+        ]
+
+    def test_dataloader(self) -> list[DataLoader[Sample]]:
+        return self.val_dataloader()
+
+
+def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, float]:
+    """The ratios above 0, by name in sorted order.
+
+    Raises:
+        UserError: a ratio for a data set that ``train`` lacks, or one that is negative.
+    """
+    unknown = sorted(set(ratios) - set(train))
+    if unknown:
+        raise UserError(f"data.ratios names {names_of(unknown)}, but data.train has {names_of(list(train))}")
+    active = {name: float(ratios[name]) for name in sorted(ratios) if ratios[name] != 0}
+    if active:
+        blocks(active)
+    return active

@@ -1,0 +1,142 @@
+"""PASCAL-Context, 59 and 459 classes: label PNGs, or the ``.mat`` files of the release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from data_modules import vocabularies
+from data_modules.formats.base import TaskName
+from data_modules.formats.files import find, first_existing, inside
+from data_modules.formats.labels import LabelMapReader, label_table
+from dataseg.structures import VOID, UserError
+
+_SOURCE = (
+    "https://www.cs.stanford.edu/~roozbeh/pascal-context (trainval.tar.gz: the .mat files) and "
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2010 (VOCtrainval_03-May-2010.tar: the images)"
+)
+
+
+class _PascalContext(LabelMapReader):
+    """Image lists, images and ``.mat`` files are common to both sets of classes."""
+
+    source = _SOURCE
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        image_list: str | None,
+        vocabulary: str,
+        tasks: list[TaskName] | None,
+        names: vocabularies.Names,
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.split, self.image_list = root, split, image_list
+        self._base = self._labels = Path()
+        self._suffix = ".mat"
+
+    def _setup(self, root: Path, labels: dict[str, tuple[str, NDArray[np.int32]]]) -> None:
+        """Take the first label folder there is, of ``{folder: (suffix, table)}``."""
+        self._base = find(self, root, self.root, ["JPEGImages"])
+        listed_in = first_existing(
+            self, self._base, self.image_list, [f"ImageSets/SegmentationContext/{self.split}.txt"]
+        )
+        self._labels = first_existing(self, self._base, None, list(labels))
+        self._suffix, table = labels[str(self._labels.relative_to(self._base))]
+        self._read(listed_in.read_text(encoding="utf-8").split(), table, listed_in)
+
+    def image_path(self, stem: str) -> Path:
+        return inside(self._base / "JPEGImages", f"{stem}.jpg")
+
+    def labels_path(self, stem: str) -> Path:
+        return inside(self._labels, stem + self._suffix)
+
+    def values(self, path: Path, size: tuple[int, int] | None) -> NDArray[Any]:
+        return super().values(path, size) if self._suffix != ".mat" else read_mat(path, self.title, size)
+
+
+class PascalContext59(_PascalContext):
+    """The 59 most frequent classes, background not scored.
+
+    Labels are ``SegmentationClassContext/*.png`` (0 = background, 1..59 in alphabetical order), or else the release's
+    ``trainval/*.mat``, whose 459 classes are reduced to the 59 of the same name.
+
+    Args:
+        root: the VOC 2010 folder, below the data root or one folder down.
+        image_list: text file of image names below ``root``, in place of
+            ``ImageSets/SegmentationContext/{split}.txt``.
+        vocabulary: name or file of the classes.
+        tasks: evaluated tasks; training uses the first. Default: semantic.
+        names: which names the text encoder sees.
+    """
+
+    title = "PASCAL-Context 59"
+
+    def __init__(
+        self,
+        root: str = "VOCdevkit/VOC2010",
+        split: Literal["train", "val"] = "val",
+        image_list: str | None = None,
+        vocabulary: str = "pascal_context_59",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(root, split, image_list, vocabulary, tasks, names)
+
+    def setup(self, root: Path) -> None:
+        label_of = {c.name: label for label, c in enumerate(self.vocabulary.classes)}
+        all_classes = vocabularies.load("pascal_context_459").classes
+        reduced = label_table({c.id: label_of.get(c.name, VOID) for c in all_classes})
+        png = label_table(self.vocabulary.index_of)
+        self._setup(root, {"SegmentationClassContext": (".png", png), "trainval": (".mat", reduced)})
+
+
+class PascalContext459(_PascalContext):
+    """All 459 classes, from the release's ``trainval/*.mat``.
+
+    (The 16-bit TIFFs of ODISE's preparation are read by `LabelMaps` with ``ignore=65535`` and ``offset=1``.)
+
+    Args:
+        root: the VOC 2010 folder, below the data root or one folder down.
+        image_list: text file of image names below ``root``, in place of
+            ``ImageSets/SegmentationContext/{split}.txt``.
+        vocabulary: name or file of the classes.
+        tasks: evaluated tasks; training uses the first. Default: semantic.
+        names: which names the text encoder sees.
+    """
+
+    title = "PASCAL-Context 459"
+
+    def __init__(
+        self,
+        root: str = "VOCdevkit/VOC2010",
+        split: Literal["train", "val"] = "val",
+        image_list: str | None = None,
+        vocabulary: str = "pascal_context_459",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(root, split, image_list, vocabulary, tasks, names)
+
+    def setup(self, root: Path) -> None:
+        self._setup(root, {"trainval": (".mat", label_table(self.vocabulary.index_of))})
+
+
+def read_mat(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """``LabelMap`` of a release file, unsigned ``[H, W]``, 0 = no class.
+
+    Raises:
+        UserError: unreadable, without a label map, or of another size.
+    """
+    try:
+        labels = np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"])
+    except Exception as error:  # scipy lets struct, zlib, type and many other errors through
+        raise UserError(f"{dataset}: {path} is not a readable label file ({error!r})") from error
+    if labels.ndim != 2 or labels.dtype.kind not in "ui" or (size is not None and labels.shape != tuple(size)):
+        raise UserError(f"{dataset}: {path} holds {labels.dtype} {labels.shape}, its image is {size}")
+    return labels

@@ -1,0 +1,111 @@
+"""The order of the data as pure functions of (seed, step).
+
+No sampler or worker keeps a state: resuming is asking for the next step, and neither the number of workers nor, at
+the same global batch, the number of ranks changes a sample. Only raw generator output and SHA-256 are used, both of
+which are the same on every platform and with every NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataseg.structures import UserError
+
+MAX_BLOCK = 10_000
+
+
+def blocks(ratios: Mapping[str, float]) -> dict[str, int]:
+    """Sampling ratios as the smallest whole numbers: steps of each data set in one block, by name in sorted order.
+
+    Args:
+        ratios: positive numbers, read as the decimals they are written as: 0.1 is one tenth.
+
+    Raises:
+        UserError: a ratio that is not positive and finite, or a block of more than `MAX_BLOCK` steps.
+    """
+    if not ratios:
+        raise UserError("no data set has a sampling ratio above 0")
+    for name, ratio in ratios.items():
+        if not (math.isfinite(ratio) and ratio > 0):
+            raise UserError(f"sampling ratio of {name!r} must be a positive number, got {ratio}")
+    exact = {name: Fraction(str(ratios[name])) for name in sorted(ratios)}
+    scale = math.lcm(*(f.denominator for f in exact.values()))
+    whole = {name: int(f * scale) for name, f in exact.items()}
+    divisor = math.gcd(*whole.values())
+    quotas = {name: n // divisor for name, n in whole.items()}
+    if sum(quotas.values()) > MAX_BLOCK:
+        raise UserError(
+            f"sampling ratios {dict(ratios)} only come out even after {sum(quotas.values()):,} steps "
+            f"(limit {MAX_BLOCK:,}): use rounder numbers"
+        )
+    return quotas
+
+
+def dataset_of(seed: int, step: int, ratios: Mapping[str, float]) -> tuple[str, int]:
+    """Which data set optimisation step ``step`` (from 0) takes, and how many steps of it came before.
+
+    Each block of steps is a seeded shuffle of the ratios in whole numbers, so quotas are exact after every block.
+    """
+    quotas = _quotas(tuple(sorted(ratios.items())))
+    names = list(quotas)
+    block, offset = divmod(step, sum(quotas.values()))
+    order = _block_order(seed, block, tuple(quotas.items()))
+    which = int(order[offset])
+    return names[which], block * quotas[names[which]] + int((order[:offset] == which).sum())
+
+
+def position_at(seed: int, step: int, ratios: Mapping[str, float], dataset: str) -> int:
+    """How many of the steps before ``step`` were ``dataset``'s."""
+    quotas = _quotas(tuple(sorted(ratios.items())))
+    block, offset = divmod(step, sum(quotas.values()))
+    order = _block_order(seed, block, tuple(quotas.items()))
+    return block * quotas[dataset] + int((order[:offset] == list(quotas).index(dataset)).sum())
+
+
+def sample_of(seed: int, dataset: str, position: int, n: int) -> tuple[int, int]:
+    """Sample at ``position`` (from 0) of a data set of ``n`` images: its index, and the seed of all its random choices.
+
+    Each run of ``n`` positions is a seeded permutation: every image once an epoch. The seed is in ``[0, 2**63)``.
+    """
+    if n < 1:
+        raise UserError(f"data set {dataset!r} has no image")
+    epoch, offset = divmod(position, n)
+    index = int(_permutation(seed, dataset, epoch, n)[offset])
+    return index, _number("sample", seed, dataset, position) >> 1
+
+
+def _number(*words: object) -> int:
+    """64 bits that depend on all words."""
+    digest = hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def _shuffled(key: int, n: int) -> NDArray[np.int64]:
+    # Philox's raw stream is frozen by NumPy's compatibility policy; Generator.permutation is not.
+    raw = np.random.Philox(key=key).random_raw(n)
+    return np.argsort(raw, kind="stable")
+
+
+@lru_cache(maxsize=64)
+def _quotas(ratios: tuple[tuple[str, float], ...]) -> dict[str, int]:
+    return blocks(dict(ratios))
+
+
+@lru_cache(maxsize=256)
+def _block_order(seed: int, block: int, quotas: tuple[tuple[str, int], ...]) -> NDArray[np.int16]:
+    """Position in ``quotas`` of the data set of each step of one block."""
+    steps = np.repeat(np.arange(len(quotas), dtype=np.int16), [n for _, n in quotas])
+    names = [name for name, _ in quotas]
+    return steps[_shuffled(_number("block", seed, block, *names), len(steps))]
+
+
+@lru_cache(maxsize=16)  # an epoch of 1.7 million images takes 7 MB
+def _permutation(seed: int, dataset: str, epoch: int, n: int) -> NDArray[np.int32]:
+    return _shuffled(_number("epoch", seed, dataset, epoch), n).astype(np.int32)

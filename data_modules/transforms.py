@@ -1,0 +1,246 @@
+"""Augmentation for training and resizing for evaluation.
+
+Image, id map, boxes and masks go through one albumentations pipeline together. Every random choice of a sample
+follows from its seed alone: neither worker, rank, nor history plays a part.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from data_modules.formats.base import ImageArray
+from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its newest version
+import albumentations as A  # noqa: N812  # the name its documentation uses
+from albumentations.core.type_definitions import Targets
+
+Counts = dict[str, int]
+
+
+class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
+    """Large-scale jitter without its padding: resize at random around the size that fits, keep a window of ``size``.
+
+    A scale of 1 makes the longer side ``size``; the crop comes first, so that the cost follows the output, not the
+    enlarged image. Smaller images stay smaller: `A.PadIfNeeded` comes last, after the colours.
+
+    Args:
+        size: side of the square the result fits in, pixels.
+        scale_range: bounds of the uniform random scale.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
+
+    def __init__(self, size: int, scale_range: tuple[float, float]) -> None:
+        super().__init__(p=1.0)
+        self.size = size
+        self.scale_range = scale_range
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        rows, columns = params["shape"][:2]
+        scale = self.py_random.uniform(*self.scale_range) * self.size / max(rows, columns)
+        top, height, out_height = self._window(rows, scale)
+        left, width, out_width = self._window(columns, scale)
+        return {"window": (top, left, height, width), "out": (out_height, out_width)}
+
+    def _window(self, length: int, scale: float) -> tuple[int, int, int]:
+        """Start and length of the window in the source, and its length in the result; along one axis."""
+        taken = round(self.size / scale)
+        if taken >= length:
+            return 0, length, min(self.size, max(1, round(length * scale)))
+        taken = max(1, taken)
+        return self.py_random.randint(0, length - taken), taken, self.size
+
+    def apply(self, img: NDArray[Any], window: tuple[int, ...], out: tuple[int, int], **params: Any) -> NDArray[Any]:
+        return resize(_cut(img, window), out)
+
+    def apply_to_mask(
+        self, mask: NDArray[Any], window: tuple[int, ...], out: tuple[int, int], **params: Any
+    ) -> NDArray[Any]:
+        return cv2.resize(_cut(mask, window), (out[1], out[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def apply_to_bboxes(
+        self, bboxes: NDArray[Any], window: tuple[int, ...], shape: tuple[int, ...], **params: Any
+    ) -> NDArray[Any]:
+        """Boxes ``[K, 4 + extra]``, fractions of the source -> fractions of the window, clipped to it."""
+        top, left, height, width = window
+        rows, columns = shape[:2]
+        moved = bboxes.copy()
+        moved[:, [0, 2]] = np.clip((bboxes[:, [0, 2]] * columns - left) / width, 0, 1)
+        moved[:, [1, 3]] = np.clip((bboxes[:, [1, 3]] * rows - top) / height, 0, 1)
+        return moved
+
+
+class TrainTransform:
+    """Large-scale jitter, horizontal flip, colour jitter, padding to a fixed square; then targets are tidied.
+
+    Args:
+        size: side of the result, pixels.
+        scale_range: bounds of the random scale; 1 = the longer side becomes ``size``.
+        flip: probability of a horizontal flip.
+        color_jitter: strength of brightness, contrast and saturation changes, and a quarter of it for hue; 0 = none.
+        min_box_side: boxes narrower or lower than this many pixels of the result are dropped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale_range: tuple[float, float] = (0.1, 2.0),
+        flip: float = 0.5,
+        color_jitter: float = 0.0,
+        min_box_side: float = 2.0,
+    ) -> None:
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise UserError(f"scale_range must be two positive numbers in order, got {list(scale_range)}")
+        if size < 1 or not 0 <= color_jitter < 1:
+            raise UserError(f"need size >= 1 and 0 <= color_jitter < 1, got {size} and {color_jitter}")
+        span = (1 - color_jitter, 1 + color_jitter)
+        hue = (-color_jitter / 4, color_jitter / 4)
+        colors = (
+            [A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=1.0)] if color_jitter else []
+        )
+        steps = [
+            ScaleAndCrop(size, scale_range),
+            A.HorizontalFlip(p=flip),
+            *colors,
+            A.PadIfNeeded(
+                size,
+                size,
+                position="top_left",
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=PADDING_RGB,
+                fill_mask=VOID,
+            ),
+        ]
+        self._pipeline = A.Compose(steps)
+        boxes = A.BboxParams(format="pascal_voc", min_width=min_box_side, min_height=min_box_side)
+        self._box_pipeline = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(self, image: ImageArray, target: Target, seed: int) -> tuple[Tensor, Target, Counts]:
+        """Augment one sample.
+
+        Args:
+            image: uint8 ``[H, W, 3]``.
+            target: at the same size; crowds become `VOID` (maps) or are dropped (masks).
+            seed: decides every random choice.
+
+        Returns:
+            uint8 ``[3, size, size]``, the target in that frame, and what was dropped.
+        """
+        if isinstance(target, SegmentMap):
+            out = self._run(self._pipeline, seed, image=image, mask=target.ids.numpy())
+            moved, counts = compact(out["mask"], target)
+            return to_tensor(out["image"]), moved, counts
+        if isinstance(target, Boxes):
+            return self._boxes(image, target, seed)
+        return self._masks(image, target, seed)
+
+    def _run(self, pipeline: A.Compose, seed: int, **data: Any) -> dict[str, Any]:
+        # One pair of generators for all steps: `set_random_seed` would give each step the same stream of numbers,
+        # and then the flip would follow from the scale.
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result: dict[str, Any] = pipeline(**data)
+        return result
+
+    def _boxes(self, image: ImageArray, target: Boxes, seed: int) -> tuple[Tensor, Target, Counts]:
+        index = np.arange(len(target), dtype=np.float32)[:, None]
+        out = self._run(self._box_pipeline, seed, image=image, bboxes=np.hstack([target.xyxy.numpy(), index]))
+        kept = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 5)
+        labels = target.labels[torch.from_numpy(kept[:, 4].astype(np.int64))]
+        moved = Boxes(xyxy=torch.from_numpy(kept[:, :4].copy()), labels=labels)
+        return to_tensor(out["image"]), moved, _dropped(len(target) - len(moved))
+
+    def _masks(self, image: ImageArray, target: InstanceMasks, seed: int) -> tuple[Tensor, Target, Counts]:
+        """Instances without a mask are left out as well: nothing is known of their shape."""
+        known = [k for k, rle in enumerate(target.rles) if rle is not None and not _is_crowd(target, k)]
+        data: dict[str, Any] = {"image": image}
+        if known:
+            data["masks"] = np.stack([coco_mask.decode(target.rles[k]) for k in known])
+        out = self._run(self._pipeline, seed, **data)
+        size = out["image"].shape[:2]
+        # padding fills masks with VOID, which is 255 in uint8: only 1 is inside
+        masks = [np.asfortranarray(mask == 1, dtype=np.uint8) for mask in out.get("masks", ())]
+        kept = [k for k, mask in zip(known, masks, strict=True) if mask.any()]
+        moved = InstanceMasks(
+            rles=[coco_mask.encode(mask) for mask in masks if mask.any()], labels=target.labels[kept], size=size
+        )
+        return to_tensor(out["image"]), moved, _dropped(len(known) - len(kept))
+
+
+class EvaluationTransform:
+    """Resize the image so that its shorter side is ``size``; targets stay at their original size.
+
+    Args:
+        size: shorter side, pixels.
+        max_size: longer side at most; goes before ``size``.
+    """
+
+    def __init__(self, size: int, max_size: int) -> None:
+        if not 0 < size <= max_size:
+            raise UserError(f"need 0 < size <= max_size, got {size} and {max_size}")
+        self.size = size
+        self.max_size = max_size
+
+    def __call__(self, image: ImageArray) -> Tensor:
+        """Uint8 ``[H, W, 3]`` -> uint8 ``[3, H', W']``."""
+        rows, columns = image.shape[:2]
+        scale = min(self.size / min(rows, columns), self.max_size / max(rows, columns))
+        return to_tensor(resize(image, (max(1, round(rows * scale)), max(1, round(columns * scale)))))
+
+
+def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Bilinear to enlarge, area average to shrink (bilinear would skip pixels); ``size`` is (rows, columns)."""
+    if image.shape[:2] == tuple(size):
+        return np.ascontiguousarray(image)
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def to_tensor(image: NDArray[Any]) -> Tensor:
+    """``[H, W, 3]`` -> contiguous ``[3, H, W]``."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Counts]:
+    """Training form of an augmented map: crowds are `VOID`, segments without a pixel are gone, rows are ``0..K'-1``.
+
+    Args:
+        ids_HW: rows of ``target.labels`` or `VOID`.
+
+    Returns:
+        the map, and how many segments the crop emptied.
+    """
+    count = len(target)
+    present = np.bincount((ids_HW.ravel() + 1).astype(np.int64), minlength=count + 1)[1:] > 0
+    crowd = np.zeros(count, dtype=bool) if target.is_crowd is None else target.is_crowd.numpy()
+    kept = np.flatnonzero(present & ~crowd)
+    if len(kept) < count:
+        table = np.full(count + 1, VOID, dtype=ids_HW.dtype)  # VOID = -1 indexes the last entry
+        table[kept] = np.arange(len(kept))
+        ids_HW = table[ids_HW]
+    labels = target.labels[torch.from_numpy(kept)]
+    return SegmentMap(ids=torch.from_numpy(np.ascontiguousarray(ids_HW)), labels=labels), _dropped(
+        int((~present & ~crowd).sum())
+    )
+
+
+def _cut(array: NDArray[Any], window: tuple[int, ...]) -> NDArray[Any]:
+    top, left, height, width = window
+    return array[top : top + height, left : left + width]
+
+
+def _is_crowd(target: InstanceMasks, index: int) -> bool:
+    return target.is_crowd is not None and bool(target.is_crowd[index])
+
+
+def _dropped(count: int) -> Counts:
+    return {"emptied_by_crop": count} if count else {}

@@ -1,0 +1,271 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from fake_data import write_ade
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from data_modules import (
+    AdePanoptic,
+    AdeSemantic,
+    CocoPanoptic,
+    CocoSemantic133,
+    CoTraining,
+    Objects365Boxes,
+    Objects365Instances,
+)
+from data_modules.streams import Schedule, share_out
+from dataseg.structures import Batch, Boxes, SegmentMap, Task
+
+RATIOS = {"ade": 1, "coco": 2, "o365": 2}
+
+
+def make(root, **changes):
+    options = {
+        "train": {"ade": AdeSemantic(), "coco": CocoPanoptic(), "o365": Objects365Boxes()},
+        "val": {"coco": CocoPanoptic(split="val2017")},
+        "ratios": RATIOS,
+        "root": root,
+        "image_size": 32,
+        "batch_size": 4,
+        "eval_size": 32,
+        "num_workers": 0,
+        "seed": 7,
+    }
+    return CoTraining(**{**options, **changes})
+
+
+class Recorder(LightningModule):
+    """Counts its steps and writes down what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+        self.validated = []
+
+    def training_step(self, batch, batch_idx):
+        assert isinstance(batch, dict)
+        given = {name: b for name, b in batch.items() if b is not None}
+        for name, b in given.items():
+            assert isinstance(b, Batch)
+            assert b.dataset == name
+            self.seen.append((name, tuple(b.image_ids), tuple(b.seeds), int(b.images.long().sum())))
+        mean = sum(b.images.float().mean() for b in given.values())
+        return self.weight * mean
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        assert isinstance(batch, Batch)
+        self.validated += batch.image_ids
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+
+def fit(data, tmp_path, steps=12, ckpt=None, save_at=None, **options):
+    model = Recorder()
+    callbacks = [ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=save_at, save_top_k=-1)] if save_at else []
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=bool(save_at),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        **{"limit_val_batches": 0, **options},
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*resum.*|.*dataloader.*state.*")
+        trainer.fit(model, data, ckpt_path=ckpt)
+    assert trainer.global_step == steps
+    return model
+
+
+def test_one_data_set_a_step_with_exact_quotas(fake_root, tmp_path):
+    seen = fit(make(fake_root), tmp_path, steps=10).seen
+    names = [name for name, *_ in seen]
+    assert len(names) == 10
+    assert {name: names.count(name) for name in RATIOS} == {"ade": 2, "coco": 4, "o365": 4}
+    assert all(len(ids) == 4 for _, ids, *_ in seen)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_samples(fake_root, tmp_path, workers):
+    alone = fit(make(fake_root), tmp_path, steps=6).seen
+    assert fit(make(fake_root, num_workers=workers), tmp_path, steps=6).seen == alone
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_goes_on_with_the_next_sample(fake_root, tmp_path, workers):
+    whole = fit(make(fake_root), tmp_path, steps=9, save_at=4).seen
+    checkpoint = next((tmp_path / "ckpt").glob("*step=4.ckpt"))
+    assert fit(make(fake_root, num_workers=workers), tmp_path, steps=9, ckpt=checkpoint).seen == whole[4:]
+
+
+@pytest.mark.parametrize("batches", [3, 4])
+def test_epochs_of_any_length_do_not_change_the_samples(fake_root, tmp_path, batches):
+    whole = fit(make(fake_root), tmp_path, steps=9).seen
+    assert fit(make(fake_root), tmp_path, steps=9, limit_train_batches=batches).seen == whole
+
+
+def test_resume_mid_epoch_and_with_validation_between(fake_root, tmp_path):
+    options = {"limit_val_batches": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    model = fit(make(fake_root), tmp_path, steps=8, save_at=5, **options)
+    assert len(model.validated) >= 2 * 6
+    checkpoint = next((tmp_path / "ckpt").glob("*step=5.ckpt"))
+    assert fit(make(fake_root), tmp_path, steps=8, ckpt=checkpoint, **options).seen == model.seen[5:]
+
+
+def test_accumulation_takes_the_same_samples_per_optimisation_step(fake_root, tmp_path):
+    whole = fit(make(fake_root), tmp_path, steps=6).seen
+    parts = fit(make(fake_root), tmp_path, steps=6, accumulate_grad_batches=2).seen
+    assert len(parts) == 12
+    joined = [(a[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    assert [a[0] for a in parts[::2]] == [b[0] for b in parts[1::2]]
+    assert joined == [w[:3] for w in whole]
+
+
+def test_mixed_batches_hold_every_data_set_in_the_ratio(fake_root, tmp_path):
+    seen = fit(make(fake_root, mixed=True, batch_size=5), tmp_path, steps=4).seen
+    assert [(name, len(ids)) for name, ids, *_ in seen] == [("ade", 1), ("coco", 2), ("o365", 2)] * 4
+    coco = [i for name, ids, *_ in seen for i in ids if name == "coco"]
+    assert len(set(coco[:6])) == 6  # 6 images: one epoch
+
+
+def test_ranks_share_each_global_batch():
+    def samples(world_size, accumulate=1):
+        shares = [Schedule(1, {"a": 1.0, "b": 2.0}, 8, world_size, r, accumulate) for r in range(world_size)]
+        streams = [[s.batches(name, 5, 0) for s in shares] for name in "ab"]
+        steps = []
+        for _ in range(6):
+            rows = [[next(stream) for stream in streams[1]] for _ in range(accumulate)]
+            steps.append([key for row in rows for part in row for key in part])
+        return steps
+
+    assert samples(1) == samples(2) == samples(4) == samples(2, accumulate=2)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_a_schedule_can_start_anywhere(start):
+    schedule = Schedule(3, {"a": 1.0, "b": 2.0}, 4, accumulate=2)
+
+    def from_(micro_step):
+        streams = {name: schedule.batches(name, 7, micro_step) for name in "ab"}
+        return [next(streams[name]) for m in range(micro_step, 20) for name in "ab" if schedule.is_on(name, m)]
+
+    assert from_(start) == from_(0)[start:]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 5, "world_size": 2}, {"batch_size": 6, "mixed": True}])
+def test_batches_that_do_not_divide_are_refused(options):
+    with pytest.raises(ValueError, match="must be a multiple of"):
+        Schedule(seed=0, ratios={"a": 1.0, "b": 4.0}, **options)
+
+
+def test_training_batches(fake_root):
+    data = make(fake_root)
+    data.setup("fit")
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    batches = {}
+    for batch, *_ in data.train_dataloader():
+        batches |= {name: b for name, b in batch.items() if b is not None}
+        if len(batches) == 3:
+            break
+    for batch in batches.values():
+        assert batch.images.shape == (4, 3, 32, 32)
+        assert batch.sizes == [(32, 32)] * 4
+    assert all(isinstance(t, SegmentMap) and t.ids.shape == (32, 32) for t in batches["coco"].targets)
+    assert all(isinstance(t, Boxes) for t in batches["o365"].targets)
+    assert [batches[n].task for n in RATIOS] == [Task.SEMANTIC, Task.PANOPTIC, Task.INSTANCE]
+
+
+def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):
+    val = {
+        "ade": AdeSemantic(split="validation"),
+        "coco": CocoPanoptic(split="val2017", tasks=["panoptic", "instance"]),
+        "coco_semantic": CocoSemantic133(split="val2017"),
+        "ade_panoptic": AdePanoptic(),
+        "o365": Objects365Instances(),
+    }
+    data = make(fake_root, train={}, ratios={}, val=val)
+    data.setup("validate")
+    assert data.val_names == list(val)
+    assert data.tasks["coco"] == [Task.PANOPTIC, Task.INSTANCE]
+    for world_size in (1, 2, 4):
+        seen: list[str] = []
+        lengths = set()
+        for rank in range(world_size):
+            data.trainer = type("T", (), {"world_size": world_size, "global_rank": rank})()
+            loader = data.val_dataloader()[0]
+            batches = list(loader)
+            lengths.add(len(batches))
+            seen += [i for b in batches for i, p in zip(b.image_ids, b.is_padding, strict=True) if not p]
+        assert lengths == {-(-5 // world_size)}
+        assert sorted(seen) == [f"ADE_val_{i + 1:08d}" for i in range(5)]
+    batch = next(iter(loader))
+    assert batch.images.shape[2:] == (32, 64)  # 40 x 56 -> 32 x 45, padded to a multiple of 32
+    assert batch.sizes == [(32, 45)]
+    assert batch.original_sizes == [batch.targets[0].size] == [(40, 56)]
+
+
+def test_only_data_sets_with_a_ratio_are_touched(fake_root):
+    train = {"coco": CocoPanoptic(), "elsewhere": CocoPanoptic(root="nowhere")}
+    data = make(fake_root, train=train, ratios={"coco": 1, "elsewhere": 0})
+    data.setup("fit")
+    assert list(data.train_tasks) == ["coco"]
+    assert set(data.vocabularies) == {"coco"}
+
+
+def test_missing_data_sets_are_reported_together(tmp_path):
+    write_ade(tmp_path)
+    data = make(tmp_path)
+    with pytest.raises(ValueError, match="3 of 4") as error:
+        data.setup("fit")
+    message = str(error.value)
+    for part in ("coco", "o365", "annotations/panoptic_val2017.json", "https://cocodataset.org", "objects365.org"):
+        assert part in message
+    assert str(tmp_path / "coco") in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ratios": {"cocoa": 1}}, "cocoa.*ade, coco, o365"),
+        ({"ratios": {"coco": -1}}, "positive"),
+        ({"val": {"o365": Objects365Boxes(split="val")}}, "boxes only"),
+        ({"val": {"coco": CocoPanoptic(split="val2017", names="official")}}, "two different names"),
+        ({"scale_range": (2.0, 1.0)}, "scale_range"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, **changes)
+
+
+def test_workers_are_shared_out_by_ratio():
+    assert share_out(9, {"ade": 1, "coco": 4, "o365": 4}) == {"ade": 1, "coco": 4, "o365": 4}
+    assert share_out(4, {"ade": 1, "coco": 4, "o365": 4}) == {"ade": 1, "coco": 1, "o365": 1} | {"coco": 2}
+    assert share_out(1, {"a": 1, "b": 9}) == {"a": 1, "b": 1}
+    assert share_out(0, {"a": 1, "b": 9}) == {"a": 0, "b": 0}
+
+
+def test_configuration_by_yaml(fake_root, tmp_path: Path):
+    (tmp_path / "ade.yaml").write_text("class_path: data_modules.AdeSemantic\ninit_args:\n  split: training\n")
+    (tmp_path / "all.yaml").write_text(
+        "data:\n  train:\n    ade: ade.yaml\n    coco:\n      class_path: data_modules.CocoPanoptic\n"
+        "      init_args: {root: elsewhere, tasks: [panoptic]}\n  ratios: {ade: 1, coco: 4}\n"
+    )
+    parser = ArgumentParser()
+    parser.add_argument("--cfg", action="config")
+    parser.add_class_arguments(CoTraining, "data", sub_configs=True)  # as LightningCLI does
+    overrides = ["--data.train.coco.root=coco", "--data.ratios.coco=2", f"--data.root={fake_root}"]
+    config = parser.parse_args([f"--cfg={tmp_path / 'all.yaml'}", *overrides])
+    data = parser.instantiate_classes(config).data
+    assert data.ratios == {"ade": 1, "coco": 2}
+    data.setup("fit")
+    assert len(data.train_readers["coco"]) == 6

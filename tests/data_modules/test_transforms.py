@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+import torch
+from fake_data import write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from data_modules import AdeSemantic, CocoPanoptic, Objects365Boxes
+from data_modules.transforms import EvaluationTransform, TrainTransform, compact
+from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap
+
+SIZES = st.tuples(st.integers(3, 90), st.integers(3, 90))
+
+
+def scene(size, seed=0, blocks=4):
+    """An image whose colour tells the row of the id map: value of red = 40 * (row + 1), void is black."""
+    rng = np.random.default_rng(seed)
+    ids = np.full(size, VOID, dtype=np.int16)
+    for k in range(blocks):
+        y, x = rng.integers(0, size[0]), rng.integers(0, size[1])
+        h, w = rng.integers(1, size[0] + 1), rng.integers(1, size[1] + 1)
+        ids[y : y + h, x : x + w] = k
+    image = np.zeros((*size, 3), np.uint8)
+    image[..., 0] = 40 * (ids + 1)
+    labels = torch.arange(blocks) * 7
+    return image, SegmentMap(ids=torch.from_numpy(ids), labels=labels)
+
+
+@given(SIZES, st.integers(0, 2**63 - 1), st.sampled_from([16, 33, 64]))
+@settings(max_examples=60, deadline=None)
+def test_maps_come_out_fixed_size_padded_and_compact(size, seed, out_size):
+    image, target = scene(size, seed % 1000)
+    transform = TrainTransform(out_size, (0.1, 2.0))
+    pixels, moved, counts = transform(image, target, seed)
+    assert pixels.shape == (3, out_size, out_size)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    assert moved.ids.shape == (out_size, out_size)
+    assert moved.ids.dtype == torch.int16
+    present = sorted(set(moved.ids.unique().tolist()) - {VOID})
+    assert present == list(range(len(moved)))
+    before = set(target.ids.unique().tolist()) - {VOID}
+    assert set(moved.labels.tolist()) <= {7 * k for k in before}
+    assert counts.get("emptied_by_crop", 0) == 4 - len(moved)
+
+
+@given(st.integers(0, 2**63 - 1))
+@settings(max_examples=40, deadline=None)
+def test_image_and_map_stay_aligned(seed):
+    """Enlarged without colours, each pixel away from an edge still tells its class."""
+    image, target = scene((60, 80), seed % 997)
+    pixels, moved, _ = TrainTransform(96, (1.0, 2.0))(image, target, seed)
+    expected = torch.cat([moved.labels // 7 + 1, torch.zeros(1, dtype=torch.long)])[moved.ids.long()] * 40
+    content = (pixels != torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).any(0)
+    agree = (pixels[0].long() - expected).abs() <= 1
+    assert agree[content].float().mean() > 0.75  # the rest: blended edges
+    assert (moved.ids[~content] == VOID).all()
+
+
+def test_padding_is_bottom_right_void_and_mean_colour():
+    image, target = scene((30, 40))
+    image[:] = 200
+    pixels, moved, _ = TrainTransform(64, (0.5, 0.5), flip=0)(image, target, 1)
+    assert pixels[:, :24, :32].eq(200).all()
+    for part in (np.s_[24:], np.s_[:, 32:]):
+        assert moved.ids[part].eq(VOID).all()
+    assert pixels[:, 24:].eq(torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all()
+
+
+def test_colours_leave_the_padding_alone():
+    image, target = scene((30, 40))
+    pixels, _, _ = TrainTransform(64, (0.5, 0.5), color_jitter=0.5)(image, target, 1)
+    assert pixels[:, 24:].eq(torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all()
+
+
+def test_the_seed_decides_everything():
+    image, target = scene((50, 70))
+    transform = TrainTransform(64, color_jitter=0.4)
+
+    def run(seed, transform=transform):
+        pixels, moved, _ = transform(image, target, seed)
+        return pixels.numpy().tobytes() + moved.ids.numpy().tobytes()
+
+    first = [run(s) for s in range(20)]
+    assert len(set(first)) == 20
+    np.random.seed(3)
+    torch.manual_seed(3)
+    assert [run(s) for s in reversed(range(20))] == first[::-1]
+    assert [run(s, TrainTransform(64, color_jitter=0.4)) for s in range(20)] == first
+
+
+def test_scale_and_flip_are_independent():
+    """Half of the enlarged and half of the reduced images are flipped."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, :32] = 255
+    target = SegmentMap(ids=torch.zeros(64, 64, dtype=torch.int16), labels=torch.tensor([0]))
+    transform = TrainTransform(64, (0.5, 1.0))
+    sizes, flipped = [], []
+    for seed in range(400):
+        pixels, moved, _ = transform(image, target, seed)
+        width = int((moved.ids[0] != VOID).sum())
+        sizes.append(width)
+        flipped.append(int(pixels[0, 0, 1]) < 128)
+    large = np.array(sizes) > np.median(sizes)
+    for part in (large, ~large):
+        assert 0.4 < np.mean(np.array(flipped)[part]) < 0.6
+    assert 30 <= min(sizes) < 36
+    assert 60 < max(sizes) <= 64
+
+
+@given(SIZES, st.integers(0, 2**63 - 1))
+@settings(max_examples=60, deadline=None)
+def test_boxes_follow_their_pixels(size, seed):
+    """A box around a rectangle of the map is the box around the moved rectangle, within a pixel of rounding."""
+    rng = np.random.default_rng(seed % 1000)
+    y0, x0 = rng.integers(0, size[0] - 2), rng.integers(0, size[1] - 2)
+    y1, x1 = rng.integers(y0 + 2, size[0] + 1), rng.integers(x0 + 2, size[1] + 1)
+    ids = np.full(size, VOID, np.int16)
+    ids[y0:y1, x0:x1] = 0
+    image = np.zeros((*size, 3), np.uint8)
+    boxes = Boxes(xyxy=torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32), labels=torch.tensor([5]))
+    transform = TrainTransform(64, (0.5, 2.0))
+    _, map_, _ = transform(image, SegmentMap(ids=torch.from_numpy(ids), labels=torch.tensor([5])), seed)
+    _, moved, counts = transform(image, boxes, seed)
+    assert len(moved) + counts.get("emptied_by_crop", 0) == 1
+    assert moved.xyxy.dtype == torch.float32
+    if len(moved):
+        assert moved.labels.tolist() == [5]
+        x0, y0, x1, y1 = moved.xyxy[0].tolist()
+        assert 0 <= x0 <= x1 - 1.99
+        assert x1 <= 64
+        assert 0 <= y0 <= y1 - 1.99
+        assert y1 <= 64
+        rows, columns = torch.nonzero(map_.ids == 0, as_tuple=True)
+        if len(rows):
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.allclose([x0, y0, x1, y1], [float(v) for v in found], atol=1.01)
+
+
+def test_boxes_outside_the_crop_are_counted():
+    image = np.zeros((100, 100, 3), np.uint8)
+    corners = torch.tensor([[0, 0, 4, 4], [96, 96, 100, 100], [0, 0, 100, 100]], dtype=torch.float32)
+    boxes = Boxes(xyxy=corners, labels=torch.tensor([1, 2, 3]))
+    _, moved, counts = TrainTransform(50, (2.0, 2.0), flip=0)(image, boxes, 0)
+    assert counts["emptied_by_crop"] >= 1
+    assert 3 in moved.labels
+    assert len(moved) + counts["emptied_by_crop"] == 3
+    whole = moved.xyxy[moved.labels == 3]
+    assert whole.tolist() == [[0, 0, 50, 50]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_samples_without_targets_survive(seed):
+    image = np.full((20, 30, 3), 9, np.uint8)
+    transform = TrainTransform(16)
+    empty = SegmentMap(ids=torch.full((20, 30), VOID, dtype=torch.int16), labels=torch.zeros(0, dtype=torch.long))
+    _, moved, counts = transform(image, empty, seed)
+    assert len(moved) == 0
+    assert moved.ids.eq(VOID).all()
+    _, boxes, _ = transform(image, Boxes(xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)), seed)
+    assert boxes.xyxy.shape == (0, 4)
+    assert boxes.labels.dtype == torch.int64
+    masks = InstanceMasks(rles=[None], labels=torch.tensor([1]), size=(20, 30))
+    _, none, _ = transform(image, masks, seed)
+    assert len(none) == 0
+    assert none.size == (16, 16)
+    assert counts == {}
+
+
+def test_crowds_become_void():
+    ids = torch.tensor([[0, 0, 1, 1, 2, VOID]], dtype=torch.int16)
+    target = SegmentMap(ids=ids, labels=torch.tensor([4, 5, 6]), is_crowd=torch.tensor([False, True, False]))
+    moved, counts = compact(ids.numpy(), target)
+    assert moved.ids.tolist() == [[0, 0, VOID, VOID, 1, VOID]]
+    assert moved.labels.tolist() == [4, 6]
+    assert moved.is_crowd is None
+    assert counts == {}
+
+
+@given(st.integers(0, 2**63 - 1))
+@settings(max_examples=20, deadline=None)
+def test_masks_go_the_way_of_maps(seed):
+    image, target = scene((40, 60), seed % 997)
+    rles = [coco_mask.encode(np.asfortranarray(target.ids.numpy() == k, dtype=np.uint8)) for k in range(4)]
+    masks = InstanceMasks(rles=rles, labels=target.labels, size=(40, 60), is_crowd=torch.tensor([False] * 3 + [True]))
+    target.is_crowd = masks.is_crowd
+    transform = TrainTransform(48, (0.5, 2.0))
+    _, map_, _ = transform(image, target, seed)
+    _, moved, _ = transform(image, masks, seed)
+    assert moved.labels.tolist() == map_.labels.tolist()
+    for k, rle in enumerate(moved.rles):
+        assert (coco_mask.decode(rle) == (map_.ids == k).numpy()).all()
+
+
+@given(SIZES)
+@settings(max_examples=30, deadline=None)
+def test_evaluation_resizes_the_shorter_side(size):
+    out = EvaluationTransform(32, 64)(np.zeros((*size, 3), np.uint8))
+    short, long = sorted(out.shape[1:])
+    assert out.dtype == torch.uint8
+    assert long <= 64
+    assert short == 32 or long == 64
+    assert abs(short / long - min(size) / max(size)) < 0.03
+
+
+@pytest.mark.parametrize("options", [{"scale_range": (0.0, 1.0)}, {"color_jitter": 1.0}, {"size": 0}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(ValueError, match=r"scale_range|color_jitter"):
+        TrainTransform(**{"size": 8, **options})
+
+
+def test_real_samples(real_data):
+    ade, coco = AdeSemantic(), CocoPanoptic(split="val2017")
+    boxes = Objects365Boxes(split="val", annotations="annotations/HANDMADE_zhiyuan_objv2_val_fixture.json")
+    transform = TrainTransform(256, color_jitter=0.4)
+    for reader in (ade, coco, boxes):
+        reader.setup(real_data)
+        for index in range(len(reader)):
+            image, target = reader.load(index)
+            kept = 0
+            for seed in range(10):
+                pixels, moved, _ = transform(image, target, seed)
+                assert pixels.shape == (3, 256, 256)
+                kept += len(moved)
+            assert kept > 0
+
+
+def test_transform_does_not_change_its_input(tmp_path):
+    write_coco(tmp_path, 2)
+    reader = CocoPanoptic()
+    reader.setup(tmp_path)
+    image, target = reader.load(1)
+    image_before, ids_before = image.copy(), target.ids.clone()
+    TrainTransform(32, color_jitter=0.4)(image, target, 5)
+    assert (image == image_before).all()
+    assert target.ids.equal(ids_before)
