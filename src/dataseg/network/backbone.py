@@ -1,0 +1,141 @@
+"""Backbones: images -> four feature maps of strides 4, 8, 16 and 32.
+
+Shape legend: B = batch, H, W = image rows, columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from dataseg.network.swin import pad_before_shifting
+from dataseg.network.timm_models import create_model, probe_model
+from dataseg.structures import UserError
+
+STRIDES = (4, 8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """What the network asks of a backbone.
+
+    Attributes:
+        channels: of the maps of strides 4, 8, 16, 32.
+        mean: RGB of the images it was trained on, of values in [0, 1].
+        std: likewise.
+    """
+
+    channels: tuple[int, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """``[B, 3, H, W]``, normalised -> maps ``[B, channels[i], ceil(H / STRIDES[i]), ceil(W / STRIDES[i])]``."""
+        raise NotImplementedError
+
+    def lr_scale(self, parameter: str) -> float:
+        """Factor on the learning rate of one of the backbone's parameters, by its name in `named_parameters`."""
+        return 1.0
+
+    def no_weight_decay(self) -> set[str]:
+        """Names in `named_parameters` of those that take no weight decay though they have more than one dimension."""
+        return set()
+
+
+class TimmBackbone(Backbone):
+    """Any timm model that offers features at strides 4, 8, 16 and 32; channels and strides are what timm reports.
+
+    Args:
+        name: of the timm model, with or without a pretrained tag.
+        pretrained: start from timm's weights (downloaded once to the Hugging Face cache).
+        freeze_norm: fix the statistics and the affine parameters of every batch norm, in training mode too, as
+            detectron2's FrozenBatchNorm2d does. Other norms are left alone. Needs pretrained weights to make sense.
+        output_norm: a layer norm on each map, as Swin has it for dense prediction.
+        options: further arguments of the timm model, e.g. ``{drop_path_rate: 0.1}``.
+
+    Raises:
+        UserError: no such model or option, no features at some stride, or no weights.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        pretrained: bool = True,
+        freeze_norm: bool = True,
+        output_norm: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        options = dict(options or {})
+        probe = probe_model(name, options)
+        indices = _stride_indices(name, probe)
+        self.mean = tuple(probe.pretrained_cfg.get("mean", IMAGENET_MEAN))
+        self.std = tuple(probe.pretrained_cfg.get("std", IMAGENET_STD))
+        self.model = create_model(
+            name, pretrained, features_only=True, out_indices=indices, **(_any_size_options(probe) | options)
+        )
+        pad_before_shifting(self.model)
+        if freeze_norm:
+            self.model = freeze_batch_norm_2d(self.model)  # type: ignore[no-untyped-call]
+        self.channels = tuple(self.model.feature_info.channels())
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if output_norm else None
+        self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        self._divisor = _patch_divisor(probe)
+        self._undecayed = {key.split(".")[-1] for key in getattr(probe, "no_weight_decay", set)()}
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`; sizes that patches do not divide are filled up with zeros, the mean colour."""
+        H, W = images.shape[-2:]
+        padding = (0, -W % self._divisor, 0, -H % self._divisor)
+        features = self.model(F.pad(images, padding) if any(padding) else images)
+        maps = []
+        for index, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
+            map_BHWC = feature if self._channels_last else feature.permute(0, 2, 3, 1)
+            map_BHWC = map_BHWC[:, : -(-H // stride), : -(-W // stride)]
+            if self.norms is not None:
+                map_BHWC = self.norms[index](map_BHWC)
+            maps.append(map_BHWC.permute(0, 3, 1, 2))
+        return maps
+
+    def no_weight_decay(self) -> set[str]:
+        """What timm says of the model; by the last part of the names, since taking features renames the first."""
+        return {name for name, _ in self.named_parameters() if name.split(".")[-1] in self._undecayed}
+
+
+def _stride_indices(name: str, probe: Any) -> list[int]:
+    """Which of the model's features to take: the last of each stride."""
+    info = probe.feature_info if isinstance(probe.feature_info, list) else probe.feature_info.get_dicts()
+    reductions = [int(entry["reduction"]) for entry in info]
+    missing = sorted(set(STRIDES) - set(reductions))
+    if missing:
+        raise UserError(
+            f"backbone {name!r} offers features at strides {sorted(set(reductions))}, but {missing} are needed too:"
+            " take a hierarchical model, or dataseg.network.ViTDet for a plain vision transformer"
+        )
+    return [max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in STRIDES]
+
+
+def _any_size_options(probe: Any) -> dict[str, Any]:
+    """What makes the model take images of any size, if its class has such a switch (Swin).
+
+    Swin must also keep its windows as they are; timm would shrink them where the nominal image is smaller.
+    """
+    accepted = inspect.signature(type(probe).__init__).parameters
+    wanted = {"strict_img_size": False, "always_partition": True}
+    return {key: value for key, value in wanted.items() if key in accepted}
+
+
+def _patch_divisor(probe: nn.Module) -> int:
+    """Image sizes must be multiples of this for no pixel to be lost in a convolution that does not overlap."""
+    product = math.prod(
+        m.stride[0]
+        for m in probe.modules()
+        if isinstance(m, nn.Conv2d) and m.stride[0] > 1 and m.kernel_size == m.stride and m.padding == (0, 0)
+    )
+    return min(product, STRIDES[-1])

@@ -1,0 +1,117 @@
+"""Classifiers: what turns a query into class logits.
+
+Shape legend: Q = queries, D = hidden channels, T = width of the text space, S = class names, C = classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dataseg.structures import ClassEmbeddings, UserError
+
+
+class Classifier(nn.Module):
+    """Query embeddings and a vocabulary's embeddings in, class logits out; one for all data sets."""
+
+    def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:
+        """``[..., Q, D]`` -> ``[..., Q, C + 1]``, float32; the last column is the background."""
+        raise NotImplementedError
+
+
+class TextClassifier(Classifier):
+    """Cosine similarity of projected queries and text embeddings, over a learnt temperature (method: network).
+
+    A class with several names takes the best of them. The background is one learnt vector, the same for every
+    vocabulary.
+
+    Args:
+        hidden_dim: channels of the queries.
+        text_dim: width of the text embeddings.
+        temperature: to start from (CLIP's; arXiv 2103.00020, section 2.5).
+        max_scale: bound of 1 / temperature, as CLIP has it.
+    """
+
+    def __init__(self, hidden_dim: int, text_dim: int, temperature: float = 0.07, max_scale: float = 100.0) -> None:
+        super().__init__()
+        self.projection = nn.Linear(hidden_dim, text_dim)
+        self.background = nn.Parameter(torch.randn(text_dim) / math.sqrt(text_dim))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.max_log_scale = math.log(max_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature, in the range that is used."""
+        return self.log_scale.clamp(max=self.max_log_scale).exp()
+
+    def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:
+        """Classify.
+
+        Args:
+            queries: ``[..., Q, D]``.
+            classes: vectors of the width ``text_dim``, on the device of the queries.
+
+        Returns:
+            ``[..., Q, C + 1]``, float32 also under autocast: bfloat16 would round a logit of 10 to multiples of 1/16.
+
+        Raises:
+            UserError: the text embeddings have another width.
+        """
+        if classes.vectors.shape[1] != len(self.background):
+            raise UserError(
+                f"the classifier expects text embeddings of width {len(self.background)} (text_dim), but the"
+                f" vocabulary's have {classes.vectors.shape[1]}: set text_dim to that of the text encoder"
+            )
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        with torch.autocast(queries.device.type, enabled=False):
+            weight, bias = self.projection.weight.to(dtype), self.projection.bias.to(dtype)
+            embedded = F.normalize(F.linear(queries.to(dtype), weight, bias), dim=-1)
+            background = F.normalize(self.background.to(dtype), dim=0)
+            vectors = torch.cat([classes.vectors.to(dtype), background[None]])
+            similarity = F.linear(embedded, vectors) * self.scale.to(dtype)
+            return _best_name(similarity, classes)
+
+
+def _best_name(similarity: Tensor, classes: ClassEmbeddings) -> Tensor:
+    """``[..., S + 1]`` -> ``[..., C + 1]``: the maximum over the names of a class; the last column stays."""
+    num_names = len(classes.class_index)
+    if num_names == classes.num_classes:
+        return similarity
+    background = classes.class_index.new_full((1,), classes.num_classes)
+    index = torch.cat([classes.class_index, background]).expand(similarity.shape)
+    lowest = similarity.new_full((*similarity.shape[:-1], classes.num_classes + 1), -torch.inf)
+    return lowest.scatter_reduce(-1, index, similarity, "amax")
+
+
+class LinearClassifier(Classifier):
+    """Mask2Former's own head, for one vocabulary: evaluates a published model as published.
+
+    Args:
+        hidden_dim: channels of the queries.
+        num_classes: as the checkpoint or the vocabulary says; the background is not counted.
+    """
+
+    def __init__(self, hidden_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.linear = nn.Linear(hidden_dim, num_classes + 1)
+
+    def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:
+        """Classify; of the vocabulary only the number of classes is looked at.
+
+        Returns:
+            ``[..., Q, C + 1]``, float32.
+
+        Raises:
+            UserError: the vocabulary has another number of classes.
+        """
+        if classes.num_classes != self.num_classes:
+            raise UserError(
+                f"the linear classifier knows {self.num_classes} classes, but the vocabulary has"
+                f" {classes.num_classes}: a linear classifier serves only the data set that it was trained on"
+            )
+        logits: Tensor = self.linear(queries)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from dataseg.network import LinearClassifier, TextClassifier
+from dataseg.structures import ClassEmbeddings
+
+
+def embeddings(names_per_class, dim=12):
+    index = torch.repeat_interleave(torch.arange(len(names_per_class)), torch.tensor(names_per_class))
+    return ClassEmbeddings(functional.normalize(torch.randn(len(index), dim), dim=1), index)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 1000))
+def test_equals_cosine_over_temperature_best_of_synonyms(names_per_class, seed):
+    torch.manual_seed(seed)
+    classes = embeddings(names_per_class)
+    classifier = TextClassifier(8, 12)
+    queries = torch.randn(2, 3, 8)
+    logits = classifier(queries, classes)
+    assert logits.shape == (2, 3, len(names_per_class) + 1)
+    embedded = classifier.projection(queries)
+    for c in range(len(names_per_class)):
+        of_class = classes.vectors[classes.class_index == c]
+        cosines = torch.stack([functional.cosine_similarity(embedded, v, dim=-1) for v in of_class])
+        torch.testing.assert_close(logits[..., c], cosines.amax(0) / 0.07, rtol=1e-4, atol=1e-4)
+    background = functional.cosine_similarity(embedded, classifier.background, dim=-1) / 0.07
+    torch.testing.assert_close(logits[..., -1], background, rtol=1e-4, atol=1e-4)
+
+
+def test_background_is_shared_by_vocabularies():
+    classifier = TextClassifier(8, 12)
+    queries = torch.randn(1, 4, 8)
+    one, other = classifier(queries, embeddings([1, 2])), classifier(queries, embeddings([1] * 9))
+    torch.testing.assert_close(one[..., -1], other[..., -1])
+    assert sum(p.numel() for p in classifier.parameters()) == 8 * 12 + 12 + 12 + 1, "nothing depends on a vocabulary"
+
+
+def test_scale_is_learnt_and_bounded():
+    classifier = TextClassifier(8, 12)
+    torch.testing.assert_close(classifier.scale, torch.tensor(1 / 0.07))
+    classifier(torch.randn(1, 2, 8), embeddings([1, 1])).sum().backward()
+    assert classifier.log_scale.grad.abs() > 0
+    with torch.no_grad():
+        classifier.log_scale.fill_(math.log(1e6))
+    torch.testing.assert_close(classifier.scale, torch.tensor(100.0))
+    assert classifier(torch.randn(5, 2, 8), embeddings([1, 3])).abs().max() <= 100.01
+
+
+def test_only_the_best_synonym_learns():
+    classes = ClassEmbeddings(torch.eye(3).requires_grad_(), torch.tensor([0, 0, 1]))
+    classifier = TextClassifier(3, 3)
+    with torch.no_grad():
+        classifier.projection.weight.copy_(torch.eye(3))
+        classifier.projection.bias.zero_()
+    classifier(torch.tensor([[0.9, 0.1, 0.0]]), classes)[..., 0].sum().backward()
+    assert classes.vectors.grad[0].any()
+    assert not classes.vectors.grad[1].any()
+
+
+@pytest.mark.parametrize("names", [[1, 1, 1], [2, 1]])
+def test_float32_under_autocast(names):
+    classifier, classes, queries = TextClassifier(8, 12), embeddings(names), torch.randn(2, 4, 8)
+    expected = classifier(queries, classes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = classifier(queries, classes)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected)
+
+
+def test_width_of_text_embeddings_is_checked():
+    with pytest.raises(ValueError, match=r"width 12 .* have 5"):
+        TextClassifier(8, 12)(torch.randn(1, 2, 8), embeddings([1, 1], dim=5))
+
+
+def test_linear_classifier_serves_its_own_number_of_classes():
+    classifier = LinearClassifier(8, 3)
+    assert classifier(torch.randn(2, 5, 8), embeddings([2, 1, 1])).shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="knows 3 classes, but the vocabulary has 2"):
+        classifier(torch.randn(2, 5, 8), embeddings([1, 1]))
