@@ -65,7 +65,9 @@ def merge_target(target: Target, is_thing: Tensor, task: Task) -> Target:
     if isinstance(target, Boxes):
         return Boxes(xyxy=target.xyxy[keep], labels=target.labels[keep])
     rles = [rle for rle, k in zip(target.rles, keep.tolist(), strict=True) if k]
-    return InstanceMasks(rles=rles, labels=target.labels[keep], size=target.size)
+    optional = {name: getattr(target, name) for name in ("scores", "is_crowd", "areas", "boxes")}  # crowds: see losses
+    kept = {name: None if value is None else value[keep] for name, value in optional.items()}
+    return InstanceMasks(rles=rles, labels=target.labels[keep], size=target.size, **kept)
 
 
 def merge_predictions(class_probs: Tensor, mask_probs: Tensor, mode: MergeMode = "sum") -> Tensor:
@@ -83,5 +85,5 @@ def merge_predictions(class_probs: Tensor, mask_probs: Tensor, mode: MergeMode =
         return torch.einsum("qc,qhw->chw", class_probs, mask_probs)
     merged = mask_probs.new_zeros(class_probs.shape[1], *mask_probs.shape[1:])
     for probs_C, mask_HW in zip(class_probs, mask_probs, strict=True):  # one query at a time keeps memory at [C, H, W]
-        torch.maximum(merged, probs_C[:, None, None] * mask_HW, out=merged)
+        merged = torch.maximum(merged, probs_C[:, None, None] * mask_HW)
     return merged

@@ -142,7 +142,7 @@ class Vocabulary:
                         color=tuple(record["color"]),
                     )
                 )
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"vocabulary {content.get('name')!r}, class {position}: {error}") from error
         return cls(name=str(content["name"]), classes=tuple(classes))
 
@@ -155,7 +155,7 @@ class Vocabulary:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a vocabulary file ({error})") from error
 
 
