@@ -1,0 +1,66 @@
+# Every target is a thin line over the command line, and sets up what it needs.
+#   EXP    experiment: a file of conf/exp without .yaml             make train EXP=mini_all
+#   ARGS   overrides for the command line                           ARGS="--trainer.max_steps=50 --data.ratios.coco=2"
+#   RUN    name of the run below runs/<EXP>/ (default version_<n>)
+#   CKPT   checkpoint to evaluate (default: untrained weights)
+#   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
+#   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+RUNS ?= runs
+EXP ?= mini_all
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+CLI = $(PY) -m dataseg.cli
+CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --runs $(RUNS) \
+         $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint format train eval tensorboard clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo; echo "  experiments: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## the virtual environment, once
+
+test: setup ## the fast tests
+	$(PY) -m pytest -n 2 $(ARGS)
+
+test-slow: setup ## the slow tests, alone
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup ## style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: setup ## apply the style
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+train: setup conf/exp/$(EXP).yaml ## train an experiment: EXP=mini_all
+	$(CLI) fit $(CONFIG) $(ARGS)
+
+eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
+	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path=$(CKPT)) $(ARGS)
+
+conf/exp/%.yaml:
+	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
+
+tensorboard: setup ## look at all runs
+	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
+
+clean: ## remove the virtual environment and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

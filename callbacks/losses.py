@@ -1,0 +1,33 @@
+"""Losses by data set and term."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+class LossCurves(pl.Callback):
+    """Logs ``loss/<data set>/<term>`` and ``.../total``: means over the data set's steps since the last log.
+
+    Not Lightning's ``self.log``: that repeats a data set's last value at steps on which it took no part.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for dataset, terms in outputs["terms"].items():
+            for name, value in terms.items():
+                self._values[f"loss/{dataset}/{name}"].append(value)
+            self._values[f"loss/{dataset}/total"].append(torch.stack(list(terms.values())).sum())
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            means = {key: float(torch.stack(values).mean()) for key, values in self._values.items()}
+            self._values.clear()
+            for logger in trainer.loggers:
+                logger.log_metrics(means, step=trainer.global_step)

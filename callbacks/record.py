@@ -1,0 +1,117 @@
+"""``metrics.json`` beside each run's configuration and checkpoints, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.evaluation import Evaluation
+
+
+class RunRecord(pl.Callback):
+    """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
+
+    The file holds every figure of the newest validation at its top level, ``<data set>.<metric>`` in percent (null
+    where undefined), and beside them ``run`` (step, seed, versions), ``conventions`` (averaging and crowd rule,
+    hash of the class names, text model), ``history`` (the primary figures by step) and ``per_class``.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float | None]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        evaluation = _evaluation(trainer)
+        results = {key: _defined(value) for key, value in evaluation.results.items()}
+        if trainer.state.fn == TrainerFn.FITTING:
+            primary = {key: results[key] for key in [*evaluation.primary, "score"]}
+            self.history.append({"step": trainer.global_step, **primary})
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            content = {
+                **results,
+                "run": _describe(trainer, pl_module),
+                "conventions": _conventions(evaluation, pl_module),
+                "history": self.history,
+                "per_class": evaluation.per_class(),
+            }
+            _write(Path(trainer.log_dir) / "metrics.json", content)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._print_table(trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._print_table(trainer)
+
+    def _print_table(self, trainer: pl.Trainer) -> None:
+        evaluation = _evaluation(trainer)
+        if not trainer.is_global_zero or not evaluation.results:
+            return
+        table = Table(title=f"step {trainer.global_step} (percent)")
+        table.add_column("data set")
+        table.add_column("task")
+        table.add_column("primary", justify="right")
+        table.add_column("all figures")
+        for (dataset, task), primary in zip(evaluation.metrics, evaluation.primary, strict=True):
+            names = evaluation.metrics[dataset, task].compute()
+            rest = "  ".join(f"{name} {evaluation.results[f'{dataset}.{name}']:.1f}" for name in names)
+            table.add_row(dataset, task, f"{evaluation.results[primary]:.2f}", rest)
+        console = Console()
+        console.print(table)
+        if trainer.log_dir is not None:
+            console.print(f"metrics: {Path(trainer.log_dir) / 'metrics.json'}")
+
+
+def _evaluation(trainer: pl.Trainer) -> Evaluation:
+    found = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
+    if len(found) != 1:
+        raise ValueError(f"RunRecord needs one callbacks.Evaluation in trainer.callbacks, found {len(found)}")
+    return found[0]
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    return {
+        "step": trainer.global_step,
+        "max_steps": trainer.max_steps,
+        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        "world_size": trainer.world_size,
+        "parameters": sum(p.numel() for p in pl_module.parameters()),
+        "versions": {"torch": torch.__version__, "lightning": version("lightning")},
+    }
+
+
+def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, str]]:
+    text = pl_module.text_provenance
+    return {
+        f"{dataset}.{task}": {**metric.convention, "text": text}
+        for (dataset, task), metric in evaluation.metrics.items()
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,95 @@
+"""AdamW parameter groups and learning-rate schedule (Mask2Former's recipe)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with warm-up and decay.
+
+    Attributes:
+        lr: peak learning rate of everything but the backbone.
+        weight_decay: not applied to biases, norms, embeddings and other one-dimensional parameters.
+        backbone_lr_factor: backbone's learning rate / lr.
+        warmup_steps: linear from 0 to the peak over these optimisation steps.
+        schedule: "step" multiplies by ``step_factor`` at each of ``milestones``; "poly" decays as
+            (1 - progress) ** ``poly_power``; "constant" does neither.
+        milestones: fractions of the run, in (0, 1).
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    backbone_lr_factor: float = 0.1
+    warmup_steps: int = 0
+    schedule: Literal["step", "poly", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.9, 0.95)
+    step_factor: float = 0.1
+    poly_power: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+        if not all(0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones are rising fractions of the run in (0, 1), got {self.milestones}")
+
+
+def _without_decay(network: nn.Module) -> set[int]:
+    """Ids of the parameters that take no weight decay: norms, biases, scalars (one-dimensional all) and embeddings."""
+    ids = {id(p) for p in network.parameters() if p.ndim <= 1}
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            ids |= {id(p) for p in module.parameters(recurse=False)}
+    excused: set[str] = getattr(getattr(network, "backbone", None), "no_weight_decay", set)()
+    return ids | {id(p) for name, p in network.named_parameters() if name.removeprefix("backbone.") in excused}
+
+
+def parameter_groups(network: nn.Module, options: Optimization) -> list[dict[str, Any]]:
+    """Groups by (learning-rate factor, decay): every trainable parameter stands in exactly one.
+
+    Parameters under ``network.backbone`` take ``backbone_lr_factor``, times ``backbone.lr_scale(name)`` where the
+    backbone states one (layer-wise decay).
+    """
+    undecayed = _without_decay(network)
+    lr_scale: Callable[[str], float] = getattr(getattr(network, "backbone", None), "lr_scale", lambda name: 1.0)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0
+        if name.startswith("backbone."):
+            factor = options.backbone_lr_factor * lr_scale(name.removeprefix("backbone."))
+        decay = 0.0 if id(parameter) in undecayed else options.weight_decay
+        title = f"{'backbone' if name.startswith('backbone.') else 'head'}_x{factor:g}_decay{decay:g}"
+        group = groups.setdefault(
+            (factor, decay), {"params": [], "lr": options.lr * factor, "weight_decay": decay, "name": title}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
+    """Learning rate at an optimisation step, as a fraction of the peak, in [0, 1]."""
+    warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+    progress = min(1.0, step / total_steps)
+    match options.schedule:
+        case "step":
+            return warm * options.step_factor ** bisect_right(options.milestones, progress)
+        case "poly":
+            return float(warm * (1 - progress) ** options.poly_power)
+        case "constant":
+            return warm
+
+
+def build(network: nn.Module, total_steps: int, options: Optimization) -> tuple[AdamW, LambdaLR]:
+    """The optimiser and its schedule, to be stepped once per optimisation step."""
+    optimizer = AdamW(parameter_groups(network, options))
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
