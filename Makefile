@@ -15,6 +15,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Threads that wait by spinning stall each other as soon as loading processes share the cores (50 times slower, seen on 2).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 CLI = $(PY) -m dataseg.cli
 CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --runs $(RUNS) \
