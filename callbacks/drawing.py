@@ -15,12 +15,15 @@ from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Target, V
 Picture = npt.NDArray[np.uint8]
 
 _LINE = (255, 255, 255)
+_SHADES = (0.0, 0.12, -0.12, 0.24, -0.24)
 
 
 def _shade(color: npt.NDArray[np.uint8], instance: int) -> npt.NDArray[np.uint8]:
-    """The class colour, a little lighter or darker by instance."""
+    """The class colour, a little lighter or darker by instance; the first has it as it is."""
+    if instance == 0:
+        return color
     hue, lightness, saturation = colorsys.rgb_to_hls(*(color / 255.0))
-    lightness = min(0.85, max(0.2, lightness + 0.12 * ((instance * 2) % 5 - 2)))
+    lightness = min(0.85, max(0.2, lightness + _SHADES[instance % len(_SHADES)]))
     return (255 * np.array(colorsys.hls_to_rgb(hue, lightness, saturation))).astype(np.uint8)
 
 
@@ -32,7 +35,7 @@ def _segment_colors(labels: list[int], vocabulary: Vocabulary) -> npt.NDArray[np
     for k, label in enumerate(labels):
         number = seen.get(label, 0)
         seen[label] = number + 1
-        colors[k] = _shade(palette[label], number) if number else palette[label]
+        colors[k] = _shade(palette[label], number)
     return colors
 
 
