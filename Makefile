@@ -2,6 +2,7 @@
 #   EXP    experiment: a file of conf/exp without .yaml             make train EXP=mini_all
 #   ARGS   overrides for the command line                           ARGS="--trainer.max_steps=50 --data.ratios.coco=2"
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
+#   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
 #   CKPT   checkpoint to evaluate (default: untrained weights)
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
@@ -23,7 +24,7 @@ CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --ru
          $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval tensorboard clean
+.PHONY: help setup test test-slow lint format train eval score tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,13 +54,16 @@ format: setup ## apply the style
 	$(PY) -m ruff check --fix .
 
 train: setup conf/exp/$(EXP).yaml ## train an experiment: EXP=mini_all
-	$(CLI) fit $(CONFIG) $(ARGS)
+	$(CLI) fit $(CONFIG) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
 
 eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
 	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path=$(CKPT)) $(ARGS)
 
 conf/exp/%.yaml:
 	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
+
+score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
+	$(PY) -m dataseg.score --task $(TASK) --gt $(GT) --pred $(PRED) $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)

@@ -1,22 +1,27 @@
 """What every metric of the kit shares: one image at a time, each image once, errors that name image and data set.
 
-Legend: C = classes, G = target segments of an image, P = predicted segments of an image, H, W = rows, columns.
+Legend: C = classes, N = pairs of a target and a predicted segment (or void) that share pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
 from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
 
-DENSE_BINS = 1 << 22
-"""Up to this many (target, predicted) pairs an image is counted in one dense histogram, beyond by sorting."""
+Ints = NDArray[np.int64]
+
+DENSE_BINS = 1 << 20
+"""Up to this many (target, predicted) pairs are counted in one histogram, beyond by sorting."""
 
 
 def image_key(image_id: str) -> int:
@@ -24,25 +29,79 @@ def image_key(image_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def overlap_counts(target: SegmentMap, prediction: SegmentMap) -> Tensor:
-    """Pixels shared by each target and each predicted segment: one histogram of two id maps.
+@dataclass
+class Overlaps:
+    """Pixels that each target and each predicted segment of an image share, N pairs that share any.
 
-    Both maps must have one size and ids in ``-1..K-1``.
-
-    Returns:
-        int64 ``[G + 1, P + 1]`` on the CPU; the last row and the last column hold the pixels without a segment.
+    Attributes:
+        target: int64 ``[N]``, row of the target's labels, or `VOID`.
+        prediction: int64 ``[N]``, row of the prediction's labels, or `VOID`.
+        pixels: int64 ``[N]``, > 0.
     """
-    rows, columns = len(target) + 1, len(prediction) + 1
-    dtype = torch.int32 if rows * columns < 2**31 else torch.int64
-    target_HW = target.ids.to(prediction.ids.device, dtype)
-    pair_HW = (target_HW * columns).add_(prediction.ids.to(dtype)).add_(columns + 1)  # void, -1, is row and column 0
-    if rows * columns <= DENSE_BINS:
-        counts = torch.bincount(pair_HW.flatten(), minlength=rows * columns).cpu()
-    else:
-        values, found = torch.unique(pair_HW, return_counts=True)
-        counts = torch.zeros(rows * columns, dtype=torch.int64)
-        counts[values.long().cpu()] = found.cpu()
-    return counts.view(rows, columns).roll((-1, -1), (0, 1))  # void moves to the end
+
+    target: Ints
+    prediction: Ints
+    pixels: Ints
+
+    @classmethod
+    def of(cls, target: SegmentMap, prediction: SegmentMap) -> Self:
+        """Intersect two id maps of one size; the prediction's device does the work.
+
+        Raises:
+            ValueError: an id is neither VOID nor a row of the labels.
+        """
+        lengths = None
+        if prediction.ids.is_cpu:
+            ids, lengths = _runs(target.ids.cpu().numpy().ravel(), prediction.ids.numpy().ravel())
+        if lengths is None:
+            ids = [target.ids.to(prediction.ids.device).flatten(), prediction.ids.flatten()]
+        for segments, values, whose in zip((target, prediction), ids, ("ground truth", "prediction"), strict=True):
+            _check_ids(values, len(segments), whose)
+        columns = len(prediction) + 1
+        bins = (len(target) + 1) * columns
+        dtype = torch.int16 if bins < 2**15 else torch.int32 if bins < 2**31 else torch.int64  # narrow is fast
+        pair = (ids[0].to(dtype) * columns).add_(ids[1].to(dtype)).add_(columns + 1)  # VOID, -1, counts as 0
+        found, pixels = _count(pair, lengths, bins)
+        return cls(found // columns - 1, found % columns - 1, pixels)
+
+
+def _runs(target: NDArray[Any], prediction: NDArray[Any]) -> tuple[list[Tensor], Tensor | None]:
+    """Ids at the end of each run of pixels that agree in both maps, and the runs' lengths.
+
+    Maps of segments consist of such runs, so that little is left to do; without them the lengths are None.
+    """
+    is_end = np.empty(len(target), dtype=bool)
+    np.not_equal(target[1:], target[:-1], out=is_end[:-1])
+    is_end[:-1] |= prediction[1:] != prediction[:-1]
+    is_end[-1] = True
+    ends = np.flatnonzero(is_end)
+    if 8 * len(ends) > len(target):
+        return [], None
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    return [torch.from_numpy(target[ends]), torch.from_numpy(prediction[ends])], torch.from_numpy(lengths)
+
+
+def _check_ids(ids: Tensor, count: int, whose: str) -> None:
+    low, high = (int(x) for x in ids.aminmax())
+    if low < VOID or high >= count:
+        wrong = low if low < VOID else high
+        raise ValueError(
+            f"the {whose} has the segment id {wrong}; its {count} labels allow -1 (void) and 0..{count - 1}"
+        )
+
+
+def _count(values: Tensor, lengths: Tensor | None, bins: int) -> tuple[Ints, Ints]:
+    """The values that occur, ascending, and how often, each counting as many times as its length says."""
+    if bins > DENSE_BINS:
+        found, inverse = torch.unique(values, return_inverse=True)
+        counts = torch.bincount(inverse, lengths)
+        return found.cpu().numpy().astype(np.int64), counts.cpu().numpy().astype(np.int64)
+    counts = torch.bincount(values, lengths, bins)  # float64 with lengths: sums of pixels are exact
+    dense = counts.cpu().numpy().astype(np.int64)
+    occurring = np.flatnonzero(dense)
+    return occurring, dense[occurring]
 
 
 class ImageMetric(Metric):
@@ -101,7 +160,10 @@ class ImageMetric(Metric):
         self._append("image_keys", torch.tensor([key]))
 
     def _check_labels(self, labels: Tensor, whose: str, image_id: str) -> None:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.vocabulary):
+        if len(labels) == 0:
+            return
+        low, high = labels.aminmax()
+        if int(low) < 0 or int(high) >= len(self.vocabulary):
             wrong = sorted({x for x in labels.tolist() if not 0 <= x < len(self.vocabulary)})
             self.fail(
                 image_id,
@@ -120,18 +182,17 @@ class ImageMetric(Metric):
         self._check_labels(segments.labels, whose, image_id)
         if segments.ids.numel() == 0:
             self.fail(image_id, f"{whose} has no pixel (size {list(segments.size)})")
-        low, high = (int(x) for x in segments.ids.aminmax())
-        if low < VOID or high >= len(segments):
-            wrong = low if low < VOID else high
-            self.fail(
-                image_id, f"{whose} has the segment id {wrong}; its {len(segments)} labels allow -1 (void) and up"
-            )
 
-    def _check_maps(self, prediction: SegmentMap, target: SegmentMap, image_id: str) -> None:
+    def _overlaps(self, prediction: SegmentMap, target: SegmentMap, image_id: str) -> Overlaps:
+        """Check both maps and intersect them."""
         self._check_map(target, "the ground truth", image_id)
         self._check_map(prediction, "the prediction", image_id)
         self._check_scores(prediction.scores, image_id)
         self._check_size(prediction.size, target.size, image_id)
+        try:
+            return Overlaps.of(target, prediction)
+        except ValueError as error:
+            self.fail(image_id, str(error))
 
     def _check_size(self, prediction: Sequence[int], target: Sequence[int], image_id: str) -> None:
         if tuple(prediction) != tuple(target):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dataseg.metrics.base import ImageMetric, overlap_counts
-from dataseg.structures import SegmentMap, UserError, Vocabulary
+from dataseg.metrics.base import ImageMetric, Ints
+from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
 
 Convention = Literal["detectron2", "mmsegmentation", "all_classes"]
 AVERAGING: dict[str, str] = {
@@ -82,15 +83,13 @@ class MeanIoU(ImageMetric):
             ValueError: names data set and image: wrong size, unknown id or label, non-finite score, image given twice.
         """
         key = self._check_new(image_id)
-        self._check_maps(prediction, target, image_id)
-        overlap = overlap_counts(target, prediction)
-        labels = target.labels.long().cpu()
-        scored = torch.ones_like(labels, dtype=torch.bool) if target.is_crowd is None else ~target.is_crowd.bool().cpu()
-        columns = torch.cat([prediction.labels.long().cpu(), torch.tensor([len(self.vocabulary)])])
-        counts = overlap[:-1][scored]
-        seen = torch.zeros(self.confusion.shape, dtype=torch.int64)
-        seen.index_put_((labels[scored][:, None], columns[None]), counts, accumulate=True)
-        self.confusion += seen.to(self.confusion.device)
+        overlaps = self._overlaps(prediction, target, image_id)
+        rows, columns = (_with_void(segments) for segments in (target, prediction))
+        row, column = rows[overlaps.target], columns[overlaps.prediction]
+        labelled = row != VOID
+        cell = (row * self.confusion.shape[1] + column % self.confusion.shape[1])[labelled]
+        seen = np.bincount(cell, overlaps.pixels[labelled], self.confusion.numel()).astype(np.int64)
+        self.confusion += torch.from_numpy(seen).view_as(self.confusion).to(self.confusion.device)
         self.pixels += target.ids.numel()
         self._remember(key)
 
@@ -147,3 +146,11 @@ class MeanIoU(ImageMetric):
         """
         self.compute()
         return self._confusion
+
+
+def _with_void(segments: SegmentMap) -> Ints:
+    """Label of each segment, `VOID` for a crowd and, as last entry, for the id VOID."""
+    labels = segments.labels.cpu().numpy()
+    if segments.is_crowd is not None:
+        labels = np.where(segments.is_crowd.cpu().numpy(), VOID, labels)
+    return np.append(labels, VOID)

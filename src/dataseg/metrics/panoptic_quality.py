@@ -1,30 +1,32 @@
 """Panoptic quality, equal to panopticapi's (Kirillov et al., arXiv 1801.00868; cocodataset/panopticapi).
 
-Legend: C = classes, G = target segments, P = predicted segments, M = ground-truth modes.
+Legend: C = classes, G = target segments of an image, P = predicted segments of an image, M = ground-truth modes.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dataseg.metrics.base import ImageMetric, overlap_counts
-from dataseg.structures import SegmentMap, UserError, Vocabulary
+from dataseg.metrics.base import ImageMetric, Ints, Overlaps
+from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
 
 AreaMode = Literal["stored", "recounted", "both"]
 FIGURES = ("pq", "sq", "rq")
 
 
 def match_segments(
-    overlap: Tensor,
-    target_labels: Tensor,
-    is_crowd: Tensor,
-    target_areas: Tensor,
-    prediction_labels: Tensor,
+    overlaps: Overlaps,
+    target_labels: Ints,
+    is_crowd: NDArray[np.bool_],
+    target_areas: Ints,
+    prediction_labels: Ints,
     classes: int,
-) -> Tensor:
+) -> NDArray[np.float64]:
     """Sum of IoU, true positives, false positives and false negatives of one image, per class.
 
     A pair of one class matches above IoU 0.5. The union leaves out the prediction's void pixels, not its crowd pixels.
@@ -32,45 +34,54 @@ def match_segments(
     plus the *last* crowd of its class. A predicted segment without a pixel does not count.
 
     Args:
-        overlap: int64 ``[G + 1, P + 1]``, last row and column void.
-        target_labels: int64 ``[G]``.
-        is_crowd: bool ``[G]``.
-        target_areas: int64 ``[G]``.
-        prediction_labels: int64 ``[P]``.
+        overlaps: of the two maps.
+        target_labels: ``[G]``.
+        is_crowd: ``[G]``.
+        target_areas: ``[G]``.
+        prediction_labels: ``[P]``.
+        classes: C.
 
     Returns:
-        float64 ``[4, C]``.
+        ``[4, C]``.
 
     Raises:
         ZeroDivisionError: a stated area is so small that a union is empty.
     """
-    shared_GP = overlap[:-1, :-1]
-    void_P = overlap[-1, :-1]
-    areas_P = overlap[:, :-1].sum(0)
-    union_GP = areas_P + target_areas[:, None] - shared_GP - void_P
-    candidate_GP = (target_labels[:, None] == prediction_labels) & ~is_crowd[:, None] & (shared_GP > 0)
-    if bool((candidate_GP & (union_GP == 0)).any()):
+    predicted = overlaps.prediction != VOID
+    target, prediction, pixels = (v[predicted] for v in (overlaps.target, overlaps.prediction, overlaps.pixels))
+    on_void = target == VOID
+    areas_P = np.bincount(prediction, pixels, len(prediction_labels))
+    void_P = np.bincount(prediction[on_void], pixels[on_void], len(prediction_labels))
+
+    same_class = ~on_void & (target_labels[target] == prediction_labels[prediction]) if len(target_labels) else ~on_void
+    candidate = same_class.copy()
+    candidate[same_class] &= ~is_crowd[target[same_class]]
+    rows, columns, shared = target[candidate], prediction[candidate], pixels[candidate]
+    union = areas_P[columns] + target_areas[rows] - shared - void_P[columns]
+    if not union.all():
         raise ZeroDivisionError
-    iou_GP = shared_GP.double() / union_GP.double()
-    match_GP = candidate_GP & (iou_GP > 0.5)
+    iou = shared / union
+    match = iou > 0.5
+    rows, columns, iou = rows[match], columns[match], iou[match]
+    missed_G, wrong_P = ~is_crowd, areas_P > 0
+    missed_G[rows] = False
+    wrong_P[columns] = False
 
-    totals = torch.zeros(4, classes, dtype=torch.float64)
-    rows, columns = match_GP.nonzero(as_tuple=True)
-    totals[0].index_add_(0, target_labels[rows], iou_GP[rows, columns])
-    totals[1] = torch.bincount(target_labels[rows], minlength=classes)
-    missed_G = ~match_GP.any(1) & ~is_crowd
-    totals[3] = torch.bincount(target_labels[missed_G], minlength=classes)
-
-    last_crowd_C = torch.full((classes,), len(target_labels))  # the void row, which adds nothing when masked below
-    crowds = is_crowd.nonzero().flatten()
-    for crowd in crowds.tolist():
+    last_crowd_C = np.full(classes, VOID - 1)
+    for crowd in np.flatnonzero(is_crowd):
         last_crowd_C[target_labels[crowd]] = crowd
-    crowd_row_P = last_crowd_C[prediction_labels]
-    on_crowd_P = overlap[crowd_row_P, torch.arange(len(prediction_labels))]
-    forgiven_P = void_P + torch.where(crowd_row_P < len(target_labels), on_crowd_P, 0)
-    wrong_P = ~match_GP.any(0) & (areas_P > 0) & (2 * forgiven_P <= areas_P)
-    totals[2] = torch.bincount(prediction_labels[wrong_P], minlength=classes)
-    return totals
+    on_crowd = last_crowd_C[prediction_labels[prediction]] == target
+    forgiven_P = void_P + np.bincount(prediction[on_crowd], pixels[on_crowd], len(prediction_labels))
+    wrong_P &= 2 * forgiven_P <= areas_P
+    matched_labels = target_labels[rows]
+    return np.stack(
+        [
+            np.bincount(matched_labels, iou, classes),
+            np.bincount(matched_labels, minlength=classes),
+            np.bincount(prediction_labels[wrong_P], minlength=classes),
+            np.bincount(target_labels[missed_G], minlength=classes),
+        ]
+    )
 
 
 class PanopticQuality(ImageMetric):
@@ -126,25 +137,20 @@ class PanopticQuality(ImageMetric):
             ValueError: names data set and image: wrong size, unknown id or label, non-finite score, image given twice.
         """
         key = self._check_new(image_id)
-        self._check_maps(prediction, target, image_id)
-        overlap = overlap_counts(target, prediction)
-        labels = target.labels.long().cpu()
-        is_crowd = (
-            torch.zeros(len(labels), dtype=torch.bool) if target.is_crowd is None else target.is_crowd.bool().cpu()
-        )
-        counted = overlap[:-1].sum(1)
-        stored = counted if target.areas is None else target.areas.long().cpu()
+        overlaps = self._overlaps(prediction, target, image_id)
+        labels, predicted = (segments.labels.cpu().numpy() for segments in (target, prediction))
+        crowd = np.zeros(len(labels), dtype=bool) if target.is_crowd is None else target.is_crowd.bool().cpu().numpy()
+        on_target = overlaps.target != VOID
+        counted = np.bincount(overlaps.target[on_target], overlaps.pixels[on_target], len(labels))
+        stored = counted if target.areas is None else target.areas.cpu().numpy()
         seen = []
         for mode in self.modes:
             areas = stored if mode == "stored" else counted
             try:
-                found = match_segments(
-                    overlap, labels, is_crowd, areas, prediction.labels.long().cpu(), len(self.vocabulary)
-                )
+                seen.append(match_segments(overlaps, labels, crowd, areas, predicted, len(self.vocabulary)))
             except ZeroDivisionError:
                 self.fail(image_id, "a ground-truth segment states an area smaller than its pixels: correct the file")
-            seen.append(found)
-        self.totals += torch.stack(seen).to(self.totals.device)
+        self.totals += torch.from_numpy(np.stack(seen)).to(self.totals.device)
         self._remember(key)
 
     def compute(self) -> dict[str, Tensor]:

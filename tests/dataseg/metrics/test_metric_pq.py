@@ -1,4 +1,6 @@
+import collections
 import math
+import pickle
 
 import metric_cases as cases
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from dataseg.metrics import PanopticQuality
-from dataseg.metrics.base import DENSE_BINS, overlap_counts
+from dataseg.metrics.base import DENSE_BINS, Overlaps
 from dataseg.structures import InstanceMasks, SegmentMap
 
 
@@ -94,19 +96,30 @@ def test_predicted_segments_without_a_pixel_do_not_count():
     assert float(metric.compute()["pq"]) == 1.0
 
 
-@pytest.mark.parametrize("segments", [3, 3000])  # dense histogram, sorting
+@pytest.mark.parametrize("smooth", [1, 25])  # values counted one by one, in runs
+@pytest.mark.parametrize("segments", [3, 300, 3000])  # 16 bits, 32 bits, sorting
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-def test_overlap_counts(segments, dtype):
-    assert (3 + 1) ** 2 <= DENSE_BINS < 3001**2
+def test_overlaps(segments, dtype, smooth):
+    assert (300 + 1) ** 2 <= DENSE_BINS < 3001**2
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(-1, segments, (40, 50), generator=generator) for _ in range(2))
+    maps = [torch.randint(-1, segments, (40, 50 // smooth), generator=generator).to(dtype) for _ in range(2)]
+    a, b = (m.repeat_interleave(smooth, 1) for m in maps)
     labels = torch.zeros(segments, dtype=torch.int64)
-    counts = overlap_counts(SegmentMap(a.to(dtype), labels), SegmentMap(b.to(dtype), labels))
-    assert counts.shape == (segments + 1, segments + 1)
-    assert counts.dtype == torch.int64
-    expected = torch.zeros_like(counts)
-    expected.index_put_((a.flatten(), b.flatten()), torch.ones(2000, dtype=torch.int64), accumulate=True)
-    assert torch.equal(counts, expected)
+    found = Overlaps.of(SegmentMap(a, labels), SegmentMap(b, labels))
+    assert found.target.shape == found.prediction.shape == found.pixels.shape
+    assert found.target.dtype == found.prediction.dtype == found.pixels.dtype == np.int64
+    expected = collections.Counter(zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
+    pairs = zip(found.target.tolist(), found.prediction.tolist(), strict=True)
+    assert dict(zip(pairs, found.pixels.tolist(), strict=True)) == expected
+
+
+def test_as_many_segments_as_pixels():
+    count = 2**17
+    ids = torch.arange(count).view(256, -1)
+    metric = PanopticQuality(cases.make_vocabulary(1))
+    metric.update(SegmentMap(ids, ids.flatten() * 0), SegmentMap(ids.flip(0), ids.flatten() * 0), "1")
+    assert metric.compute()["pq"] == 1.0
+    assert metric.per_class()["tp"].tolist() == [count]
 
 
 def good(size=(4, 5), labels=(0, 1)):
@@ -175,3 +188,15 @@ def test_only_void_is_refused():
     metric.update(good((3, 3)), void, "1")
     with pytest.raises(ValueError, match=r"ade: 1 image.*everything is void"):
         metric.compute()
+
+
+@pytest.mark.parametrize("move", [lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.clone(), lambda m: m.to("cpu")])
+def test_copies_keep_what_was_seen(move):
+    metric = PanopticQuality(cases.make_vocabulary(3), dataset="ade")
+    metric.update(good(), good(), "7")
+    copy = move(metric)
+    with pytest.raises(ValueError, match="twice"):
+        copy.update(good(), good(), "7")
+    copy.update(good(), good(), "8")
+    assert copy.compute().keys() == metric.compute().keys()
+    assert len(copy.convention["vocabulary"]) == 12
