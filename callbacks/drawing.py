@@ -46,7 +46,14 @@ def _caption(picture: Picture, text: str, x: float, y: float) -> None:
     cv2.putText(picture, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, _LINE, 1, cv2.LINE_AA)
 
 
-def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = True, alpha: float = 0.65) -> Picture:
+def enlarge(values: npt.NDArray[Any], zoom: int) -> npt.NDArray[Any]:
+    """``[H, W, ...]`` -> ``[H * zoom, W * zoom, ...]``, every pixel repeated."""
+    return values.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else values
+
+
+def draw(
+    image: Picture, target: Target, vocabulary: Vocabulary, names: bool = True, alpha: float = 0.65, zoom: int = 1
+) -> Picture:
     """Lay segments over an image.
 
     Args:
@@ -54,24 +61,26 @@ def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = T
         target: ground truth or prediction. Void stays plain image, crowds are drawn hatched.
         names: write class names.
         alpha: opacity of segments, in [0, 1].
+        zoom: whole factor that small images are enlarged by, so that lines and names do not cover them.
 
     Returns:
-        uint8 ``[H, W, 3]``.
+        uint8 ``[H * zoom, W * zoom, 3]``.
     """
     labels = target.labels.tolist()
     colors = _segment_colors(labels, vocabulary)
     if isinstance(target, SegmentMap):
-        return _draw_map(image, target, colors, vocabulary if names else None, alpha)
-    picture = image.copy()
+        return _draw_map(image, target, colors, vocabulary if names else None, alpha, zoom)
+    picture = enlarge(image, zoom).copy()
     crowd = getattr(target, "is_crowd", None)
     for k in range(len(labels)):
         if isinstance(target, Boxes):
-            x, y, right, bottom = (int(v) for v in target.xyxy[k].tolist())
+            x, y, right, bottom = (int(v * zoom) for v in target.xyxy[k].tolist())
             cv2.rectangle(picture, (x, y), (right, bottom), colors[k].tolist(), 2)
         else:
-            mask = _decode(target, k)
-            if mask is None:
+            decoded = _decode(target, k)
+            if decoded is None:
                 continue
+            mask = enlarge(decoded, zoom)
             hatch = crowd is not None and bool(crowd[k])
             _paint(picture, mask & _hatching(mask.shape) if hatch else mask, colors[k], alpha)
             ys, xs = np.nonzero(mask)
@@ -101,9 +110,9 @@ def _paint(picture: Picture, mask: npt.NDArray[np.bool_], color: Picture, alpha:
 
 
 def _draw_map(
-    image: Picture, target: SegmentMap, colors: Picture, vocabulary: Vocabulary | None, alpha: float
+    image: Picture, target: SegmentMap, colors: Picture, vocabulary: Vocabulary | None, alpha: float, zoom: int
 ) -> Picture:
-    ids = target.ids.cpu().numpy()
+    image, ids = enlarge(image, zoom), enlarge(target.ids.cpu().numpy(), zoom)
     table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
     covered = ids != VOID
     if target.is_crowd is not None and bool(target.is_crowd.any()):
@@ -117,6 +126,6 @@ def _draw_map(
     if vocabulary is not None:
         for k, label in enumerate(target.labels.tolist()):
             ys, xs = np.nonzero(ids == k)
-            if len(xs) > 60:  # smaller segments would disappear under their name
+            if len(xs) > 60 * zoom:  # smaller segments would disappear under their name
                 _caption(picture, vocabulary.names[label], np.median(xs) - 12, np.median(ys))
     return picture

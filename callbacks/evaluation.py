@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
 from dataseg.metrics.mean_iou import Convention
+from dataseg.metrics.panoptic_quality import AreaMode
 from dataseg.module import CoTrainedSegmenter
-from dataseg.structures import Batch, DatasetSpec, Segments, Task
+from dataseg.structures import Batch, DatasetSpec, Segments, Task, UserError
 
 Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
 
@@ -27,27 +29,42 @@ class Evaluation(pl.Callback):
 
     Args:
         iou_convention: which classes mIoU is averaged over; see `dataseg.metrics.MeanIoU`.
+        panoptic_areas: areas of panoptic ground truth, as its file states them or recounted in its map (ADE20k's
+            differ); see `dataseg.metrics.PanopticQuality`.
 
     Attributes:
         results: figures of the newest validation, percent, by ``<data set>.<metric>``; not a number where undefined.
         primary: keys of ``results`` that stand for their data set.
+        per_class: columns ``[C]`` by (data set, task); fractions and counts.
+        confusion: pixels, int64 ``[C, C + 1]``, of each data set with a semantic task.
         metrics: by (data set, task), with the state of the newest validation.
     """
 
-    def __init__(self, iou_convention: Convention = "detectron2") -> None:
+    def __init__(self, iou_convention: Convention = "detectron2", panoptic_areas: AreaMode = "stored") -> None:
         self.iou_convention: Convention = iou_convention
+        self.panoptic_areas: AreaMode = panoptic_areas
         self.metrics: dict[tuple[str, Task], Metric] = {}
         self.results: dict[str, float] = {}
         self.primary: list[str] = []
+        self.per_class: dict[tuple[str, Task], dict[str, Tensor]] = {}
+        self.confusion: dict[str, Tensor] = {}
 
     def _metric(self, dataset: str, spec: DatasetSpec, task: Task) -> Metric:
         match task:
             case Task.SEMANTIC:
                 return MeanIoU(spec.vocabulary, dataset=dataset, convention=self.iou_convention)
             case Task.PANOPTIC:
-                return PanopticQuality(spec.vocabulary, dataset=dataset)
+                return PanopticQuality(spec.vocabulary, dataset=dataset, areas=self.panoptic_areas)
             case Task.INSTANCE:
                 return MaskAveragePrecision(spec.vocabulary, dataset=dataset)
+
+    @staticmethod
+    def of(trainer: pl.Trainer) -> Evaluation:
+        """The one of a trainer's callbacks; others read its results in ``on_validation_end``."""
+        found = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
+        if len(found) != 1:
+            raise UserError(f"trainer.callbacks needs one callbacks.Evaluation, found {len(found)}")
+        return found[0]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         specs = cast(CoTrainedSegmenter, pl_module).datasets
@@ -84,21 +101,9 @@ class Evaluation(pl.Callback):
             for name, value in metric.compute().items():
                 self.results[f"{dataset}.{name}"] = 100 * float(value)
             self.primary.append(f"{dataset}.{PRIMARY[task]}")
-        defined = [self.results[key] for key in self.primary if self.results[key] == self.results[key]]
+            self.per_class[dataset, task] = metric.per_class()  # here, on every rank: it may synchronise
+            if isinstance(metric, MeanIoU):
+                self.confusion[dataset] = metric.confusion_matrix()
+        defined = [self.results[key] for key in self.primary if math.isfinite(self.results[key])]
         self.results["score"] = sum(defined) / max(1, len(defined))
         pl_module.log_dict({key: torch.tensor(value) for key, value in self.results.items()}, rank_zero_only=True)
-
-    def per_class(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Figures in percent by ``<data set>.<task>``, metric and class name; None where undefined."""
-        table: dict[str, dict[str, dict[str, float | None]]] = {}
-        for (dataset, task), metric in self.metrics.items():
-            columns: dict[str, Tensor] = metric.per_class()
-            table[f"{dataset}.{task}"] = {
-                name: {c: _percent(v) for c, v in zip(metric.vocabulary.names, values.tolist(), strict=True)}
-                for name, values in columns.items()
-            }
-        return table
-
-
-def _percent(value: float) -> float | None:
-    return None if value != value else 100 * value

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.drawing import Picture, draw
+from callbacks.drawing import Picture, draw, enlarge
 from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import Batch, InstanceMasks, SegmentMap, Segments, Target, Task
 
@@ -22,7 +22,7 @@ class Panels(pl.Callback):
 
     Args:
         images: how many of each data set, on rank 0.
-        max_side: longer side of one picture, pixels.
+        max_side: longer side of one picture at most, pixels; small images are enlarged towards it.
         min_score: instances of a lower score are left out of the picture.
     """
 
@@ -67,9 +67,10 @@ class Panels(pl.Callback):
         if task is Task.SEMANTIC:
             truth = _by_class(cast(SegmentMap, truth), len(vocabulary))
         shown = self._confident(prediction.to("cpu"))
-        pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
-        gap = np.full((height, 4, 3), 255, np.uint8)
-        panel = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
+        zoom = max(1, self.max_side // max(height, width))
+        drawn = [draw(image, segments, vocabulary, zoom=zoom) for segments in (truth, shown)]
+        gap = np.full((height * zoom, 4, 3), 255, np.uint8)
+        panel = np.concatenate([enlarge(image, zoom), gap, drawn[0], gap, drawn[1]], axis=1)
         scale = self.max_side / max(height, width)
         if scale < 1:
             panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

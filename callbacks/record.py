@@ -16,14 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.evaluation import Evaluation
+from dataseg.metrics.tables import figures_of_class
 
 
 class RunRecord(pl.Callback):
     """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
 
     The file holds every figure of the newest validation at its top level, ``<data set>.<metric>`` in percent (null
-    where undefined), and beside them ``run`` (step, seed, versions), ``conventions`` (averaging and crowd rule,
-    hash of the class names, text model), ``history`` (the primary figures by step) and ``per_class``.
+    where undefined), and beside them ``run`` (step, seed, versions), ``conventions`` (averaging and crowd rule, hash of
+    the class names, text model), ``history`` (the primary figures by step), ``per_class`` (percent, and counts) and
+    ``confusion`` (pixels: a row for each ground-truth class, a column for each predicted one, the last for none).
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class RunRecord(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        evaluation = _evaluation(trainer)
+        evaluation = Evaluation.of(trainer)
         results = {key: _defined(value) for key, value in evaluation.results.items()}
         if trainer.state.fn == TrainerFn.FITTING:
             primary = {key: results[key] for key in [*evaluation.primary, "score"]}
@@ -49,7 +51,8 @@ class RunRecord(pl.Callback):
                 "run": _describe(trainer, pl_module),
                 "conventions": _conventions(evaluation, pl_module),
                 "history": self.history,
-                "per_class": evaluation.per_class(),
+                "per_class": _per_class(evaluation),
+                "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},
             }
             _write(Path(trainer.log_dir) / "metrics.json", content)
 
@@ -61,7 +64,7 @@ class RunRecord(pl.Callback):
             self._print_table(trainer)
 
     def _print_table(self, trainer: pl.Trainer) -> None:
-        evaluation = _evaluation(trainer)
+        evaluation = Evaluation.of(trainer)
         if not trainer.is_global_zero or not evaluation.results:
             return
         table = Table(title=f"step {trainer.global_step} (percent)")
@@ -77,13 +80,6 @@ class RunRecord(pl.Callback):
         console.print(table)
         if trainer.log_dir is not None:
             console.print(f"metrics: {Path(trainer.log_dir) / 'metrics.json'}")
-
-
-def _evaluation(trainer: pl.Trainer) -> Evaluation:
-    found = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise ValueError(f"RunRecord needs one callbacks.Evaluation in trainer.callbacks, found {len(found)}")
-    return found[0]
 
 
 def _defined(value: float) -> float | None:
@@ -109,9 +105,17 @@ def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, 
     }
 
 
+def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        f"{dataset}.{task}": figures_of_class(columns, evaluation.metrics[dataset, task].vocabulary.names)
+        for (dataset, task), columns in evaluation.per_class.items()
+    }
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary name, then rename: a reader never sees half a file."""
+    """Write to a temporary name, then rename: a reader never sees half a file. One line for each key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     temporary.replace(path)

@@ -23,14 +23,14 @@ class Difficulty:
         min_visible: things with fewer visible pixels lose their label (VOID, other, or no box).
     """
 
-    things: tuple[int, int] = (2, 5)
-    thing_scale: float = 1.0
-    max_overlap: float = 0.4
-    hue: float = 10.0
-    tilt: float = 8.0
-    background_hue: float = 8.0
-    noise: float = 1.0
-    clutter: float = 0.1
+    things: tuple[int, int] = (2, 6)
+    thing_scale: float = 0.8
+    max_overlap: float = 0.5
+    hue: float = 20.0
+    tilt: float = 14.0
+    background_hue: float = 16.0
+    noise: float = 1.3
+    clutter: float = 0.2
     crowd: float = 0.15
     min_visible: int = 48
 

@@ -20,7 +20,7 @@ from data_modules.mini.scenes import Scene, compose
 from data_modules.mini.settings import Difficulty
 from dataseg.structures import UserError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """To be raised with every change that alters a file."""
 
 _MANIFEST = "suite.json"

@@ -59,3 +59,9 @@ def test_boxes_and_masks():
 def test_names_change_only_where_they_are_written(labels):
     target = segment_map() if labels else SegmentMap(torch.full((20, 30), VOID), torch.zeros(0, dtype=torch.long))
     assert draw(GREY, target, VOCABULARY, names=True).shape == GREY.shape
+
+
+def test_zoom_repeats_pixels():
+    picture = draw(GREY, segment_map(), VOCABULARY, names=False, alpha=1.0, zoom=3)
+    assert picture.shape == (60, 90, 3)
+    assert picture[16, 16].tolist() == [0, 0, 255]

@@ -80,14 +80,15 @@ def test_perfect_predictions_score_100_percent_and_padding_is_not_counted(traine
     assert evaluation.results["score"] == 100
     assert evaluation.primary == ["ade.miou", "ade.pq"]
     assert module.logged["ade.pq"] == 100
-    assert evaluation.per_class()["ade.semantic"]["iou"] == {"sky": 100.0, "cat": 100.0}
+    assert evaluation.per_class["ade", Task.SEMANTIC]["iou"].tolist() == [1.0, 1.0]
+    assert evaluation.confusion["ade"].tolist() == [[24, 0, 0], [0, 24, 0]]
 
 
 def test_a_new_validation_starts_afresh(trainer):
     evaluation, module = Evaluation(), Module()
     for _ in range(2):
         validate(evaluation, trainer, module, [batch("a")])
-    assert evaluation.per_class()["ade.panoptic"]["tp"]["sky"] == 100  # one image, counted once
+    assert evaluation.per_class["ade", Task.PANOPTIC]["tp"].tolist() == [1, 1]  # one image, counted once
 
 
 def test_record_is_written_whole_and_its_history_survives_a_checkpoint(trainer, tmp_path):
@@ -99,6 +100,9 @@ def test_record_is_written_whole_and_its_history_survives_a_checkpoint(trainer, 
     assert content["ade.miou"] == 100
     assert content["run"]["step"] == 7
     assert content["history"] == [{"step": 7, "ade.miou": 100.0, "ade.pq": 100.0, "score": 100.0}]
+    assert content["per_class"]["ade.panoptic"]["sky"]["pq"] == 100.0
+    assert content["per_class"]["ade.panoptic"]["sky"]["tp"] == 1
+    assert content["confusion"]["ade"] == [[12, 0, 0], [0, 12, 0]]
     assert content["conventions"]["ade.semantic"]["vocabulary"] == VOCABULARY.digest
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]  # no temporary file is left
     resumed = RunRecord()
@@ -107,7 +111,7 @@ def test_record_is_written_whole_and_its_history_survives_a_checkpoint(trainer, 
 
 
 def test_record_needs_exactly_one_evaluation(trainer):
-    with pytest.raises(ValueError, match=r"one callbacks\.Evaluation"):
+    with pytest.raises(ValueError, match=r"one callbacks\.Evaluation, found 0"):
         RunRecord().on_validation_end(trainer, Module())
 
 
