@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,8 +22,22 @@ NUM_LEVELS = 3
 NUM_POINTS = 4
 NORM_GROUPS = 32
 
-Sizes = Sequence[tuple[int, int]]
-"""(rows, columns) of every level."""
+
+@dataclass(frozen=True)
+class Levels:
+    """Where the tokens of the three maps lie.
+
+    Attributes:
+        sizes: (rows, columns) of each map; the areas sum to N.
+        position: ``[N, D]``, what tells places and levels apart.
+        grid: ``[N, 2]``, (x, y) of each pixel's centre as `torch.nn.functional.grid_sample` counts it, -1 to 1.
+        pixel: ``[L, 2]``, (x, y) size of a level's pixel in the same unit.
+    """
+
+    sizes: list[tuple[int, int]]
+    position: Tensor
+    grid: Tensor
+    pixel: Tensor
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -53,14 +68,13 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, value: Tensor, grid: Tensor, sizes: Sizes) -> Tensor:
+    def forward(self, query: Tensor, value: Tensor, levels: Levels) -> Tensor:
         """Sample and mix values.
 
         Args:
             query: ``[B, N, D]``, position included.
             value: ``[B, N, D]``.
-            grid: ``[N, 2]``, (x, y) of every pixel's centre as `torch.nn.functional.grid_sample` counts it, -1 to 1.
-            sizes: of the three levels; their areas sum to N.
+            levels: of the N tokens.
 
         Returns:
             ``[B, N, D]``.
@@ -72,12 +86,9 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = self.attention_weights(query).view(B, N, M, L * P).softmax(-1)
         weights_BMNLP = weights.view(B, N, M, L, P).transpose(1, 2)
         mixed: Tensor | None = None
-        for level, (level_value, (h, w)) in enumerate(
-            zip(value_BDN.split([h * w for h, w in sizes], dim=2), sizes, strict=True)
-        ):
-            # offsets are in pixels of the level; 2 / size turns them into grid_sample's units
-            scale = grid.new_tensor([2 / w, 2 / h])
-            places = grid[:, None] + offsets_BMNLP2[:, :, :, level] * scale
+        values = value_BDN.split([h * w for h, w in levels.sizes], dim=2)
+        for level, (level_value, (h, w)) in enumerate(zip(values, levels.sizes, strict=True)):
+            places = levels.grid[:, None] + offsets_BMNLP2[:, :, :, level] * levels.pixel[level]
             sampled = F.grid_sample(
                 level_value.reshape(B * M, D // M, h, w).to(places.dtype), places.flatten(0, 1), align_corners=False
             )
@@ -100,9 +111,9 @@ class DeformableEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(self, tokens: Tensor, position: Tensor, grid: Tensor, sizes: Sizes) -> Tensor:
-        """``[B, N, D]`` -> ``[B, N, D]``; position is ``[N, D]``, the rest as in `MultiScaleDeformableAttention`."""
-        tokens = self.attention_norm(tokens + self.attention(tokens + position, tokens, grid, sizes))
+    def forward(self, tokens: Tensor, levels: Levels) -> Tensor:
+        """``[B, N, D]`` -> ``[B, N, D]``."""
+        tokens = self.attention_norm(tokens + self.attention(tokens + levels.position, tokens, levels))
         return self.feedforward_norm(tokens + self.linear2(F.relu(self.linear1(tokens))))  # type: ignore[no-any-return]
 
 
@@ -153,23 +164,31 @@ class PixelDecoder(nn.Module):
         """
         finest, *rest = features
         maps = [project(f) for project, f in zip(self.input_projections, reversed(rest), strict=True)]
-        sizes = [(m.shape[2], m.shape[3]) for m in maps]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-        position = torch.cat(
-            [
-                sine_position_encoding(h, w, self.dim, like=tokens) + level
-                for (h, w), level in zip(sizes, self.level_embed.weight, strict=True)
-            ]
-        )
-        grid = torch.cat([_pixel_centres(h, w, like=position) for h, w in sizes])
+        levels = self._levels([(m.shape[2], m.shape[3]) for m in maps], like=tokens)
         for layer in self.layers:
-            tokens = layer(tokens, position, grid, sizes)
+            tokens = layer(tokens, levels)
 
+        sizes = levels.sizes
         split = torch.split(tokens.transpose(1, 2), [h * w for h, w in sizes], dim=2)
         maps = [part.reshape(tokens.shape[0], self.dim, h, w) for part, (h, w) in zip(split, sizes, strict=True)]
         finest = self.lateral(finest)
         upsampled = F.interpolate(maps[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.output(finest + upsampled)), maps
+
+    def _levels(self, sizes: list[tuple[int, int]], like: Tensor) -> Levels:
+        position = torch.cat(
+            [
+                sine_position_encoding(h, w, self.dim, like=like) + level
+                for (h, w), level in zip(sizes, self.level_embed.weight, strict=True)
+            ]
+        )
+        return Levels(
+            sizes=sizes,
+            position=position,
+            grid=torch.cat([_pixel_centres(h, w, like=position) for h, w in sizes]),
+            pixel=2 / torch.tensor([(w, h) for h, w in sizes], device=like.device, dtype=position.dtype),
+        )
 
 
 def _pixel_centres(height: int, width: int, like: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
+
+from dataseg.network.windows import crop, cut_windows, join_windows, pad_to_windows
+from dataseg.structures import UserError
 
 
 class DenseSwinBlock(nn.Module):
@@ -24,8 +26,10 @@ class DenseSwinBlock(nn.Module):
         super().__init__()
         self.norm1, self.attn, self.drop_path1 = block.norm1, block.attn, block.drop_path1
         self.norm2, self.mlp, self.drop_path2 = block.norm2, block.mlp, block.drop_path2
-        self.window_size: tuple[int, int] = block.window_size
-        self.shift_size: tuple[int, int] = block.shift_size
+        self.side: int = block.window_size[0]
+        self.shift: int = block.shift_size[0]
+        if block.window_size[1] != self.side:
+            raise UserError(f"Swin's windows must be squares, not {block.window_size}")
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C]`` -> ``[B, H, W, C]``."""
@@ -33,36 +37,28 @@ class DenseSwinBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
     def _attend(self, x: Tensor) -> Tensor:
-        H, W, C = x.shape[1:]
-        side_y, side_x = self.window_size
-        shift_y, shift_x = self.shift_size
-        x = F.pad(x, (0, 0, 0, -W % side_x, 0, -H % side_y))
-        padded = (x.shape[1], x.shape[2])
-        shifted = any(self.shift_size)
-        if shifted:
-            x = torch.roll(x, shifts=(-shift_y, -shift_x), dims=(1, 2))
-        windows = window_partition(x, self.window_size).flatten(1, 2)
-        mask = self._shift_mask(padded, like=x) if shifted else None
-        windows = self.attn(windows, mask=mask).unflatten(1, self.window_size)
-        x = window_reverse(windows, self.window_size, *padded)
-        if shifted:
-            x = torch.roll(x, shifts=self.shift_size, dims=(1, 2))
-        return x[:, :H, :W].reshape(-1, H, W, C)
+        H, W = x.shape[1:3]
+        x = pad_to_windows(x, self.side)
+        shape = (x.shape[0], x.shape[1], x.shape[2])
+        if not self.shift:
+            return crop(join_windows(self.attn(cut_windows(x, self.side)), self.side, shape), H, W)
+        x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
+        windows = self.attn(cut_windows(x, self.side), mask=self._shift_mask(shape[1:], like=x))
+        x = torch.roll(join_windows(windows, self.side, shape), shifts=(self.shift, self.shift), dims=(1, 2))
+        return crop(x, H, W)
 
     def _shift_mask(self, size: tuple[int, int], like: Tensor) -> Tensor:
         """``[windows, S * S, S * S]``: -100 between pixels that only the shift has brought together, else 0."""
-        rows = _shift_regions(size[0], self.window_size[0], self.shift_size[0], like.device)
-        columns = _shift_regions(size[1], self.window_size[1], self.shift_size[1], like.device)
+        rows, columns = (self._regions(length, like.device) for length in size)
         region = (3 * rows[:, None] + columns)[None, :, :, None]
-        region = window_partition(region, self.window_size).flatten(1)
+        region = cut_windows(region, self.side)[..., 0]
         apart = region[:, None] != region[:, :, None]
         return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, -100.0)
 
-
-def _shift_regions(length: int, side: int, shift: int, device: torch.device) -> Tensor:
-    """``[length]``: 0 for whole windows, 1 and 2 for the two parts of the last one that lay apart before the shift."""
-    index = torch.arange(length, device=device)
-    return (index >= length - side).long() + (index >= length - shift).long()
+    def _regions(self, length: int, device: torch.device) -> Tensor:
+        """``[length]``: 0 for whole windows, 1 and 2 for the parts of the last one that lay apart before the shift."""
+        index = torch.arange(length, device=device)
+        return (index >= length - self.side).long() + (index >= length - self.shift).long()
 
 
 def pad_before_shifting(model: nn.Module) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
 from timm.layers import LayerNorm2d  # type: ignore[attr-defined]
-from timm.models.swin_transformer import window_partition, window_reverse
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dataseg.network.backbone import IMAGENET_MEAN, IMAGENET_STD, STRIDES, Backbone
 from dataseg.network.timm_models import create_model, probe_model
+from dataseg.network.windows import crop, cut_windows, join_windows, pad_to_windows
 from dataseg.structures import UserError
 
 PATCH = 16
@@ -133,10 +133,9 @@ class WindowedBlock(nn.Module):
         h, w = x.shape[1:3]
         if self.window is None:
             return self.attn(x.flatten(1, 2)).unflatten(1, (h, w))  # type: ignore[no-any-return]
-        side = (self.window, self.window)
-        x = F.pad(x, (0, 0, 0, -w % self.window, 0, -h % self.window))
-        windows = self.attn(window_partition(x, side).flatten(1, 2)).unflatten(1, side)
-        return window_reverse(windows, side, x.shape[1], x.shape[2])[:, :h, :w]  # type: ignore[no-any-return]
+        x = pad_to_windows(x, self.window)
+        windows = self.attn(cut_windows(x, self.window))
+        return crop(join_windows(windows, self.window, (x.shape[0], x.shape[1], x.shape[2])), h, w)
 
 
 class SimpleFeaturePyramid(nn.Module):
