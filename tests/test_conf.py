@@ -1,0 +1,108 @@
+"""Every YAML under conf/ is built: a typo, a renamed argument or a class that is gone shows here."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from data_modules import CoTraining, Reader
+from dataseg.cli import CoTrainingCLI
+from dataseg.module import CoTrainedSegmenter
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+EXPERIMENTS = sorted((CONF / "exp").glob("*.yaml"))
+MODELS = sorted((CONF / "model").glob("*.yaml"))
+READERS = sorted((CONF / "data").rglob("*.yaml"))
+OVERLAYS = sorted((CONF / "strategy").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(CONF.parent)  # paths such as the text cache are relative to it
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(CONF))
+
+
+def test_no_yaml_is_forgotten():
+    built = {CONF / "base.yaml", *EXPERIMENTS, *MODELS, *READERS, *OVERLAYS}
+    assert built == set(CONF.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", READERS, ids=ids)
+def test_reader(path: Path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Reader, "reader")
+    reader = parser.instantiate_classes(parser.parse_args([f"--reader={path}"])).reader
+    assert isinstance(reader, Reader)
+    assert len(reader.vocabulary) > 1
+
+
+@pytest.mark.parametrize("path", MODELS, ids=ids)
+def test_model(path: Path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CoTrainedSegmenter, "model", skip={"datasets"}, instantiate=False)
+    config = parser.parse_args([f"--model={path}", "--model.network.backbone.pretrained=false"])
+    model = parser.instantiate_classes(Namespace(model=config.model)).model
+    assert sum(p.numel() for p in model["network"].parameters()) > 1e5
+
+
+class Parsed(CoTrainingCLI):
+    """Parses and checks everything, builds and runs nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def build(key: str, config: Namespace):
+    """One part of a parsed configuration."""
+    parser = ArgumentParser(exit_on_error=False)
+    if key == "data":
+        parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    else:
+        parser.add_argument("--callbacks", type=list[pl.Callback])
+    return parser.instantiate_classes(Namespace(**{key: config}))[key]
+
+
+def parse(paths: list[Path], *more: str) -> Parsed:
+    return Parsed(
+        CoTrainedSegmenter,
+        pl.LightningDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        run=False,
+        args=[*(f"--config={path}" for path in paths), *more],
+    )
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
+def test_experiment(path: Path):
+    config = parse([CONF / "base.yaml", path]).config
+    data = build("data", config.data)
+    assert isinstance(data, CoTraining)
+    assert set(data.train_readers) == set(data.ratios)
+    assert data.val_names
+    assert config.trainer.max_steps > 0
+    callbacks = build("callbacks", config.trainer.callbacks)
+    assert len(callbacks) > 5
+    assert all(isinstance(callback, pl.Callback) for callback in callbacks)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=ids)
+def test_overlay_goes_with_an_experiment(path: Path):
+    cli = parse([CONF / "base.yaml", CONF / "exp" / "mini_all.yaml", path])
+    for key in yaml.safe_load(path.read_text()):
+        assert key in cli.config
+
+
+@pytest.mark.parametrize("wrong", ["--trainer.max_stepz=3", "--data.ratioz.ade=1", "--model.network.querys=1"])
+def test_misspelt_overrides_are_refused(wrong: str, capsys):
+    with pytest.raises((SystemExit, ValueError)) as stop:
+        parse([CONF / "base.yaml", CONF / "exp" / "mini_all.yaml"], wrong)
+    assert wrong.split("=")[0].rsplit(".", 1)[1] in capsys.readouterr().err + str(stop.value)
