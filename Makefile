@@ -5,6 +5,7 @@
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
 #   CKPT   checkpoint to evaluate (default: untrained weights)
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
+#   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
 
 PYTHON ?= python3
@@ -21,10 +22,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 CLI = $(PY) -m dataseg.cli
 CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --runs $(RUNS) \
-         $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
+         $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval score tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats replay score tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +59,15 @@ train: setup conf/exp/$(EXP).yaml ## train an experiment: EXP=mini_all
 
 eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
 	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path=$(CKPT)) $(ARGS)
+
+data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment's data: EXP=mini_all (ARGS="--images=100")
+	$(PY) -m data_modules.check $(CONFIG) $(ARGS)
+
+data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one page: EXP=mini_all
+	$(PY) -m data_modules.stats $(CONFIG) $(ARGS)
+
+replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
+	$(PY) -m dataseg.replay $(FILE) $(ARGS)
 
 conf/exp/%.yaml:
 	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1

@@ -19,6 +19,12 @@ class LossCurves(pl.Callback):
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": {key: torch.stack(_together(values)) for key, values in self._values.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._values.update({key: list(values) for key, values in state_dict["values"].items()})
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -27,7 +33,12 @@ class LossCurves(pl.Callback):
                 self._values[f"loss/{dataset}/{name}"].append(value)
             self._values[f"loss/{dataset}/total"].append(torch.stack(list(terms.values())).sum())
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            means = {key: float(torch.stack(values).mean()) for key, values in self._values.items()}
+            means = {key: float(torch.stack(_together(values)).mean()) for key, values in self._values.items()}
             self._values.clear()
             for logger in trainer.loggers:
                 logger.log_metrics(means, step=trainer.global_step)
+
+
+def _together(values: list[Tensor]) -> list[Tensor]:
+    """On one device: what was restored from a checkpoint may lie elsewhere."""
+    return [value.to(values[-1].device) for value in values]

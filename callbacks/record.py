@@ -17,6 +17,7 @@ from rich.table import Table
 
 from callbacks.evaluation import Evaluation
 from dataseg.metrics.tables import figures_of_class
+from dataseg.structures import DatasetSpec, Task
 
 
 class RunRecord(pl.Callback):
@@ -30,6 +31,7 @@ class RunRecord(pl.Callback):
 
     def __init__(self) -> None:
         self.history: list[dict[str, float | None]] = []
+        self._file: Path | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -45,7 +47,9 @@ class RunRecord(pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             primary = {key: results[key] for key in [*evaluation.primary, "score"]}
             self.history.append({"step": trainer.global_step, **primary})
-        if trainer.is_global_zero and trainer.log_dir is not None:
+        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        self._file = None if folder is None else Path(folder) / "metrics.json"
+        if trainer.is_global_zero and self._file is not None:
             content = {
                 **results,
                 "run": _describe(trainer, pl_module),
@@ -54,7 +58,7 @@ class RunRecord(pl.Callback):
                 "per_class": _per_class(evaluation),
                 "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},
             }
-            _write(Path(trainer.log_dir) / "metrics.json", content)
+            _write(self._file, content)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print_table(trainer)
@@ -78,8 +82,8 @@ class RunRecord(pl.Callback):
             table.add_row(dataset, task, f"{evaluation.results[primary]:.2f}", rest)
         console = Console()
         console.print(table)
-        if trainer.log_dir is not None:
-            console.print(f"metrics: {Path(trainer.log_dir) / 'metrics.json'}")
+        if self._file is not None:
+            console.print(f"metrics: {self._file}")
 
 
 def _defined(value: float) -> float | None:
@@ -100,9 +104,13 @@ def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, A
 def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, str]]:
     text = pl_module.text_provenance
     return {
-        f"{dataset}.{task}": {**metric.convention, "text": text}
+        f"{dataset}.{task}": {**metric.convention, "text": text, **_views(pl_module.datasets[dataset], task)}
         for (dataset, task), metric in evaluation.metrics.items()
     }
+
+
+def _views(spec: DatasetSpec, task: Task) -> dict[str, str]:
+    return {"views": str(spec.views)} if task is Task.SEMANTIC else {}
 
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from data_modules.formats.base import MissingDataError, Reader
+from data_modules.formats.cache import use_cache
 from data_modules.mini import MiniSpec, ensure
 from data_modules.order import blocks
-from data_modules.streams import Schedule, Stream, TrainView, evaluation_loader, names_of, share_out
+from data_modules.streams import OnError, Schedule, Stream, TrainView, evaluation_loader, names_of, share_out
 from data_modules.transforms import EvaluationTransform, TrainTransform
-from dataseg.structures import DatasetSpec, Sample, Task, UserError, Vocabulary
+from dataseg.structures import DatasetSpec, Sample, Task, UserError, Views, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,20 @@ class CoTraining(LightningDataModule):
         eval_size: shorter side of evaluation images, pixels.
         eval_max_size: longer side of evaluation images at most; goes before ``eval_size``.
         eval_batch_size: images of one evaluation batch on one rank.
+        eval_scales: semantic tasks only: factors on the evaluation image's size; class scores are averaged over them.
+        eval_flip: semantic tasks only: average over each scale and its mirror image.
+        eval_window: semantic tasks only: side of square windows, pixels, that go through the network one at a time in
+            place of the whole image; null = none.
+        eval_overlap: share of a window's side that the next one overlaps.
         num_workers: loading processes per rank, shared out by ratio, at least one per data set; -1 = one per core;
             0 = load in the training process. The samples are the same whatever their number.
         prefetch_factor: batches each loading process keeps ready.
         seed: decides order and augmentation.
         mixed: every batch holds all data sets, in the ratios.
+        on_error: what becomes of a training sample that cannot be read: "stop" ends the run with file and data set
+            named, "skip" puts the data set's next sample in its place. Evaluation always stops.
         mini: make the mini suite below ``root`` if it is not there.
+        cache: folder for indexes of large annotation files; None = ``$DATASEG_CACHE``, else the user's cache folder.
     """
 
     def __init__(
@@ -63,24 +72,34 @@ class CoTraining(LightningDataModule):
         eval_size: int = 640,
         eval_max_size: int = 1333,
         eval_batch_size: int = 1,
+        eval_scales: tuple[float, ...] = Views.scales,
+        eval_flip: bool = Views.flip,
+        eval_window: int | None = Views.window,
+        eval_overlap: float = Views.overlap,
         num_workers: int = -1,
         prefetch_factor: int = 2,
         seed: int = 0,
         mixed: bool = False,
+        on_error: OnError = "stop",
         mini: MiniSpec | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         super().__init__()
+        if cache is not None:
+            use_cache(cache)
         self.root = Path(root)
         self.ratios = active_ratios(train or {}, ratios or {})
         self.train_readers: dict[str, Reader] = {name: (train or {})[name] for name in self.ratios}
         self.val_readers: dict[str, Reader] = dict(val or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.views = Views(tuple(eval_scales), eval_flip, eval_window, eval_overlap)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = num_workers if num_workers >= 0 else cores
         self.prefetch_factor = prefetch_factor
         self.seed = seed
         self.mixed = mixed
+        self.on_error: OnError = on_error
         self.mini = mini
         self.train_transform = TrainTransform(image_size, scale_range, flip, color_jitter)
         self.eval_transform = EvaluationTransform(eval_size, eval_max_size)
@@ -89,6 +108,12 @@ class CoTraining(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
+        semantic = any(Task.SEMANTIC in reader.tasks for reader in self.val_readers.values())
+        if self.val_readers and not semantic and not self.views.is_plain:
+            raise UserError(
+                "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no data set of data.val "
+                "has one: leave them out"
+            )
         for name, reader in self.val_readers.items():
             if reader.gives == "boxes":
                 raise UserError(f"data.val.{name}: {reader.title} has boxes only, no metric here can score them")
@@ -110,7 +135,10 @@ class CoTraining(LightningDataModule):
     def specs(self) -> dict[str, DatasetSpec]:
         """Vocabulary and evaluated tasks of every data set; known before `setup`."""
         tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
-        return {name: DatasetSpec(vocabulary, tasks.get(name, ())) for name, vocabulary in self.vocabularies.items()}
+        return {
+            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views)
+            for name, vocabulary in self.vocabularies.items()
+        }
 
     @property
     def train_tasks(self) -> dict[str, Task]:
@@ -130,32 +158,43 @@ class CoTraining(LightningDataModule):
     # ------------------------------------------------------------------------------------------ Lightning
 
     def require_files(self, stage: str) -> None:
-        """As `setup`, but for the command line, ahead of everything else; makes the mini suite if it is wanted."""
-        if self.mini is not None:
-            ensure(self.root, self.mini)
-        self.setup(stage)
+        """Look for all files this stage needs, without reading any; makes the mini suite if it is wanted.
 
-    def setup(self, stage: str) -> None:
-        """Find and index the data sets this stage needs.
+        For the command line, ahead of everything else: a missing data set shows within a second.
 
         Raises:
-            UserError: some are missing: one message with all of them, the folders looked for and where to get them.
+            UserError: as `setup`.
         """
-        if stage == "fit" and not self.train_readers:
-            raise UserError("nothing to train on: give data.train and data.ratios")
-        wanted = [*self.val_readers.items()] + ([*self.train_readers.items()] if stage == "fit" else [])
-        missing = []
+        if self.mini is not None:
+            ensure(self.root, self.mini)
+        self._locate(self._wanted(stage))
+
+    def setup(self, stage: str) -> None:
+        """Find the data sets this stage needs, all of them before any is read, then index them.
+
+        Raises:
+            UserError: some are missing: one message with all of them, the files looked for and where to get them.
+        """
+        wanted = [(name, reader) for name, reader in self._wanted(stage) if id(reader) not in self._ready]
+        self._locate(wanted)
         for name, reader in wanted:
-            if id(reader) in self._ready:
-                continue
-            try:
-                reader.setup(self.root)
-            except MissingDataError as error:
-                missing.append(f"- {name}: {error}")
-                continue
+            reader.read()
             self._ready.add(id(reader))
             dropped = ", ".join(f"{count:,} {what}" for what, count in reader.counts.items() if count)
             log.info("%s: %s, %d images%s", name, reader.title, len(reader), f" ({dropped})" if dropped else "")
+
+    def _wanted(self, stage: str) -> list[tuple[str, Reader]]:
+        if stage == "fit" and not self.train_readers:
+            raise UserError("nothing to train on: give data.train and data.ratios")
+        return [*self.val_readers.items(), *(self.train_readers.items() if stage == "fit" else ())]
+
+    def _locate(self, wanted: Sequence[tuple[str, Reader]]) -> None:
+        missing = []
+        for name, reader in wanted:
+            try:
+                reader.locate(self.root)
+            except MissingDataError as error:
+                missing.append(f"- {name}: {error}")
         if missing:
             folder = self.root.absolute()
             raise UserError(
@@ -166,6 +205,12 @@ class CoTraining(LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         trainer = self.trainer
         assert trainer is not None
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int) and limit % trainer.accumulate_grad_batches:
+            raise UserError(
+                f"trainer.limit_train_batches={limit} must be a multiple of trainer.accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches}: an epoch may not end within a step"
+            )
         schedule = Schedule(
             seed=self.seed,
             ratios=self.ratios,
@@ -181,7 +226,7 @@ class CoTraining(LightningDataModule):
             name: Stream(
                 dataset=name,
                 task=reader.tasks[0],
-                view=TrainView(reader, self.train_transform),
+                view=TrainView(reader, self.train_transform, self.on_error),
                 schedule=schedule,
                 micro_step=lambda: trainer.global_step * trainer.accumulate_grad_batches,
                 num_workers=workers[name],

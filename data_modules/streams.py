@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from data_modules.formats.base import Reader
 from data_modules.order import dataset_of, position_at, sample_of
 from data_modules.transforms import EvaluationTransform, TrainTransform
-from dataseg.structures import Batch, Sample, Task, UserError
+from dataseg.structures import UNREADABLE, Batch, Sample, Task, UserError
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,61 @@ class Schedule:
             micro = 0
 
 
-class TrainView(Dataset[Sample]):
-    """A reader's samples, augmented; indexed by (index, seed)."""
+OnError = Literal["stop", "skip"]
+"""What becomes of a training sample that cannot be read."""
 
-    def __init__(self, reader: Reader, transform: TrainTransform) -> None:
+MAX_REPLACEMENTS = 20
+"""Unreadable samples in a row that are replaced; more mean that the data set as a whole cannot be read."""
+
+
+class TrainView(Dataset[Sample]):
+    """A reader's samples, augmented; indexed by (index, seed).
+
+    Args:
+        on_error: "skip" takes the next readable sample (by index) in the place of one that cannot be read, with the
+            same seed, so that the run stays a function of its seed. It is counted under "replaced", and under
+            `UNREADABLE` and the message.
+    """
+
+    def __init__(self, reader: Reader, transform: TrainTransform, on_error: OnError = "stop") -> None:
         self.reader = reader
         self.transform = transform
+        self.on_error = on_error
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, seed = key
-        image, target = self.reader.load(index)
-        pixels, moved, counts = self.transform(image, target, seed)
+        messages: list[str] = []
+        while True:
+            try:
+                sample = self._sample(index, seed)
+            except UserError as error:
+                if self.on_error == "stop":
+                    raise
+                messages.append(str(error))
+                if len(messages) > min(MAX_REPLACEMENTS, len(self.reader) - 1):
+                    raise UserError(f"{len(messages)} samples in a row cannot be read, the last: {error}") from error
+                index = (index + 1) % len(self.reader)
+            else:
+                if messages:
+                    sample.counts |= {"replaced": 1, **{f"{UNREADABLE}{message}": 1 for message in messages}}
+                return sample
+
+    def _sample(self, index: int, seed: int) -> Sample:
+        size: tuple[int, int] | None = None
+
+        def shrink(found: tuple[int, int]) -> int:
+            nonlocal size
+            size = found
+            return self.transform.shrink(found, seed)
+
+        image, target = self.reader.load(index, shrink)
+        size = size or (image.shape[0], image.shape[1])
+        pixels, moved, counts = self.transform(image, target, seed, size)
         return Sample(
             image=pixels,
             target=moved,
             image_id=self.reader.image_id(index),
-            original_size=(image.shape[0], image.shape[1]),
+            original_size=size,
             seed=seed,
             counts=counts,
         )
@@ -170,14 +210,19 @@ def worker_options(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
     """Keyword arguments of a `DataLoader` that depend on the number of its workers."""
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
     if num_workers:
-        options |= {"persistent_workers": True, "prefetch_factor": prefetch_factor, "worker_init_fn": single_threaded}
+        options |= {"persistent_workers": True, "prefetch_factor": prefetch_factor, "worker_init_fn": start_worker}
     return options
 
 
-def single_threaded(worker: int) -> None:
-    """Start of a loading process: OpenCV and PyTorch with one thread each, as there is one process a core."""
+def start_worker(worker: int) -> None:
+    """Start of a loading process: OpenCV and PyTorch with one thread each, as there is one process a core.
+
+    Requests to stop are the training process's to answer, and it needs its data until it has.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def share_out(num_workers: int, ratios: dict[str, float]) -> dict[str, int]:

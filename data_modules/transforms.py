@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.formats.base import ImageArray
+from dataseg.preprocess import EvaluationSize, resize, to_tensor
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its newest version
@@ -35,19 +36,23 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
 
     Args:
         size: side of the square the result fits in, pixels.
-        scale_range: bounds of the uniform random scale.
+
+    Attributes:
+        source: (H, W) that targets have; the image may be smaller by a whole divisor. To be set before each call.
+        scale: of the next call. The caller draws it, because images are decoded with it in mind.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
-    def __init__(self, size: int, scale_range: tuple[float, float]) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__(p=1.0)
         self.size = size
-        self.scale_range = scale_range
+        self.source = (0, 0)
+        self.scale = 1.0
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        rows, columns = params["shape"][:2]
-        scale = self.py_random.uniform(*self.scale_range) * self.size / max(rows, columns)
+        rows, columns = self.source
+        scale = self.scale * self.size / max(rows, columns)
         top, height, out_height = self._window(rows, scale)
         left, width, out_width = self._window(columns, scale)
         return {"window": (top, left, height, width), "out": (out_height, out_width)}
@@ -61,6 +66,8 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
         return self.py_random.randint(0, length - taken), taken, self.size
 
     def apply(self, img: NDArray[Any], window: tuple[int, ...], out: tuple[int, int], **params: Any) -> NDArray[Any]:
+        if img.shape[:2] != self.source:  # decoded smaller, for a window that holds all of it
+            return resize(img, out)
         return resize(_cut(img, window), out)
 
     def apply_to_mask(
@@ -68,12 +75,10 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
     ) -> NDArray[Any]:
         return cv2.resize(_cut(mask, window), (out[1], out[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
-    def apply_to_bboxes(
-        self, bboxes: NDArray[Any], window: tuple[int, ...], shape: tuple[int, ...], **params: Any
-    ) -> NDArray[Any]:
+    def apply_to_bboxes(self, bboxes: NDArray[Any], window: tuple[int, ...], **params: Any) -> NDArray[Any]:
         """Boxes ``[K, 4 + extra]``, fractions of the source -> fractions of the window, clipped to it."""
         top, left, height, width = window
-        rows, columns = shape[:2]
+        rows, columns = self.source
         moved = bboxes.copy()
         moved[:, [0, 2]] = np.clip((bboxes[:, [0, 2]] * columns - left) / width, 0, 1)
         moved[:, [1, 3]] = np.clip((bboxes[:, [1, 3]] * rows - top) / height, 0, 1)
@@ -108,41 +113,62 @@ class TrainTransform:
         colors = (
             [A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=1.0)] if color_jitter else []
         )
-        steps = [
-            ScaleAndCrop(size, scale_range),
-            A.HorizontalFlip(p=flip),
-            *colors,
-            A.PadIfNeeded(
-                size,
-                size,
-                position="top_left",
-                border_mode=cv2.BORDER_CONSTANT,
-                fill=PADDING_RGB,
-                fill_mask=VOID,
-            ),
-        ]
-        self._pipeline = A.Compose(steps)
+        self.size, self.scale_range = size, scale_range
+        self._jitter = ScaleAndCrop(size)
+        steps = [self._jitter, A.HorizontalFlip(p=flip), *colors]  # padding comes last, and is cheaper done by hand
+        self._pipeline = A.Compose(steps, is_check_shapes=False)  # the image may be decoded smaller than its target
         boxes = A.BboxParams(format="pascal_voc", min_width=min_box_side, min_height=min_box_side)
-        self._box_pipeline = A.Compose(steps, bbox_params=boxes)
+        self._box_pipeline = A.Compose(steps, bbox_params=boxes, is_check_shapes=False)
 
-    def __call__(self, image: ImageArray, target: Target, seed: int) -> tuple[Tensor, Target, Counts]:
+    def shrink(self, size: tuple[int, int], seed: int) -> int:
+        """By how much the sides of an image of (H, W) may be divided when it is decoded: 1, 2, 4 or 8.
+
+        The result is then still not enlarged. Where the scale asks for a crop, the answer is 1.
+        """
+        scale = self._scale(seed) * self.size / max(size)
+        if scale * max(size) > self.size:
+            return 1
+        return next((divisor for divisor in (8, 4, 2) if scale * divisor <= 1), 1)
+
+    def _scale(self, seed: int) -> float:
+        return random.Random(f"scale {seed}").uniform(*self.scale_range)
+
+    def __call__(
+        self, image: ImageArray, target: Target, seed: int, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Target, Counts]:
         """Augment one sample.
 
         Args:
-            image: uint8 ``[H, W, 3]``.
-            target: at the same size; crowds become `VOID` (maps) or are dropped (masks).
+            image: uint8 ``[H, W, 3]``, or smaller by what `shrink` allowed.
+            target: of H x W; crowds become `VOID` (maps) or are dropped (masks).
             seed: decides every random choice.
+            size: (H, W), if the image is smaller.
 
         Returns:
             uint8 ``[3, size, size]``, the target in that frame, and what was dropped.
         """
+        self._jitter.source = size or (image.shape[0], image.shape[1])
+        self._jitter.scale = self._scale(seed)
         if isinstance(target, SegmentMap):
             out = self._run(self._pipeline, seed, image=image, mask=target.ids.numpy())
             moved, counts = compact(out["mask"], target)
-            return to_tensor(out["image"]), moved, counts
+            ids = torch.full((self.size, self.size), VOID, dtype=moved.ids.dtype)
+            ids[: moved.ids.shape[0], : moved.ids.shape[1]] = moved.ids
+            moved.ids = ids
+            return self._padded(out["image"]), moved, counts
         if isinstance(target, Boxes):
             return self._boxes(image, target, seed)
         return self._masks(image, target, seed)
+
+    def _padded(self, image: NDArray[Any]) -> Tensor:
+        """``[H, W, 3]`` -> ``[3, size, size]``, the image at the top left."""
+        rows, columns = image.shape[:2]
+        padded = np.empty((3, self.size, self.size), dtype=np.uint8)
+        for channel, value in zip(padded, PADDING_RGB, strict=True):
+            channel[rows:] = value
+            channel[:rows, columns:] = value
+        cv2.split(image, [channel[:rows, :columns] for channel in padded])
+        return torch.from_numpy(padded)
 
     def _run(self, pipeline: A.Compose, seed: int, **data: Any) -> dict[str, Any]:
         # One pair of generators for all steps: `set_random_seed` would give each step the same stream of numbers,
@@ -153,11 +179,14 @@ class TrainTransform:
 
     def _boxes(self, image: ImageArray, target: Boxes, seed: int) -> tuple[Tensor, Target, Counts]:
         index = np.arange(len(target), dtype=np.float32)[:, None]
-        out = self._run(self._box_pipeline, seed, image=image, bboxes=np.hstack([target.xyxy.numpy(), index]))
+        rows, columns = self._jitter.source
+        smaller = np.array([image.shape[1] / columns, image.shape[0] / rows] * 2, dtype=np.float32)
+        boxes = np.hstack([target.xyxy.numpy() * smaller, index])
+        out = self._run(self._box_pipeline, seed, image=image, bboxes=boxes)
         kept = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 5)
         labels = target.labels[torch.from_numpy(kept[:, 4].astype(np.int64))]
         moved = Boxes(xyxy=torch.from_numpy(kept[:, :4].copy()), labels=labels)
-        return to_tensor(out["image"]), moved, _dropped(len(target) - len(moved))
+        return self._padded(out["image"]), moved, _dropped(len(target) - len(moved))
 
     def _masks(self, image: ImageArray, target: InstanceMasks, seed: int) -> tuple[Tensor, Target, Counts]:
         """Instances without a mask are left out as well: nothing is known of their shape."""
@@ -166,14 +195,17 @@ class TrainTransform:
         if known:
             data["masks"] = np.stack([coco_mask.decode(target.rles[k]) for k in known])
         out = self._run(self._pipeline, seed, **data)
-        size = out["image"].shape[:2]
-        # padding fills masks with VOID, which is 255 in uint8: only 1 is inside
-        masks = [np.asfortranarray(mask == 1, dtype=np.uint8) for mask in out.get("masks", ())]
-        kept = [k for k, mask in zip(known, masks, strict=True) if mask.any()]
+        masks = np.zeros((len(known), self.size, self.size), dtype=np.uint8)
+        rows, columns = out["image"].shape[:2]
+        for mask, moved_mask in zip(masks, out.get("masks", ()), strict=True):
+            mask[:rows, :columns] = moved_mask
+        kept = np.flatnonzero(masks.any(axis=(1, 2))).tolist()
         moved = InstanceMasks(
-            rles=[coco_mask.encode(mask) for mask in masks if mask.any()], labels=target.labels[kept], size=size
+            rles=[coco_mask.encode(np.asfortranarray(masks[k])) for k in kept],
+            labels=target.labels[[known[k] for k in kept]],
+            size=(self.size, self.size),
         )
-        return to_tensor(out["image"]), moved, _dropped(len(known) - len(kept))
+        return self._padded(out["image"]), moved, _dropped(len(known) - len(kept))
 
 
 class EvaluationTransform:
@@ -185,29 +217,11 @@ class EvaluationTransform:
     """
 
     def __init__(self, size: int, max_size: int) -> None:
-        if not 0 < size <= max_size:
-            raise UserError(f"need 0 < size <= max_size, got {size} and {max_size}")
-        self.size = size
-        self.max_size = max_size
+        self._size = EvaluationSize(size, max_size)
 
     def __call__(self, image: ImageArray) -> Tensor:
         """Uint8 ``[H, W, 3]`` -> uint8 ``[3, H', W']``."""
-        rows, columns = image.shape[:2]
-        scale = min(self.size / min(rows, columns), self.max_size / max(rows, columns))
-        return to_tensor(resize(image, (max(1, round(rows * scale)), max(1, round(columns * scale)))))
-
-
-def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Bilinear to enlarge, area average to shrink (bilinear would skip pixels); ``size`` is (rows, columns)."""
-    if image.shape[:2] == tuple(size):
-        return np.ascontiguousarray(image)
-    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def to_tensor(image: NDArray[Any]) -> Tensor:
-    """``[H, W, 3]`` -> contiguous ``[3, H, W]``."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return to_tensor(self._size.resize(image))
 
 
 def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Counts]:
@@ -220,13 +234,17 @@ def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Count
         the map, and how many segments the crop emptied.
     """
     count = len(target)
-    present = np.bincount((ids_HW.ravel() + 1).astype(np.int64), minlength=count + 1)[1:] > 0
+    small = ids_HW.astype(np.uint8) if count < 255 else None  # VOID is 255; OpenCV counts and maps bytes fastest
+    if small is not None:
+        present = cv2.calcHist([small], [0], None, [256], [0, 256]).ravel()[:count] > 0
+    else:
+        present = np.bincount((ids_HW.ravel() + 1).astype(np.int64), minlength=count + 1)[1:] > 0
     crowd = np.zeros(count, dtype=bool) if target.is_crowd is None else target.is_crowd.numpy()
     kept = np.flatnonzero(present & ~crowd)
     if len(kept) < count:
-        table = np.full(count + 1, VOID, dtype=ids_HW.dtype)  # VOID = -1 indexes the last entry
+        table = np.full(max(256, count + 1), VOID, dtype=ids_HW.dtype)  # VOID = -1 indexes the last entry
         table[kept] = np.arange(len(kept))
-        ids_HW = table[ids_HW]
+        ids_HW = table[ids_HW] if small is None else cv2.LUT(small, table)
     labels = target.labels[torch.from_numpy(kept)]
     return SegmentMap(ids=torch.from_numpy(np.ascontiguousarray(ids_HW)), labels=labels), _dropped(
         int((~present & ~crowd).sum())

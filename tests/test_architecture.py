@@ -19,7 +19,16 @@ FORBIDDEN = {
     "dataseg.network": ("dataseg.merge", "dataseg.losses", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
     "dataseg.merge": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module"),
     "dataseg.losses": ("dataseg.network", "dataseg.merge", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
-    "dataseg.postprocess": ("dataseg.network", "dataseg.losses", "dataseg.module", "dataseg.metrics"),
+    "dataseg.canvas": ("dataseg.network", "dataseg.losses", "dataseg.merge", "dataseg.module", "dataseg.metrics"),
+    "dataseg.views": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
+    "dataseg.postprocess": (
+        "dataseg.network",
+        "dataseg.losses",
+        "dataseg.inference",
+        "dataseg.module",
+        "dataseg.metrics",
+    ),
+    "dataseg.inference": ("dataseg.network", "dataseg.losses", "dataseg.merge", "dataseg.module", "dataseg.metrics"),
     "dataseg.metrics": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module"),
 }
 

@@ -74,7 +74,7 @@ def test_resolved_configuration_stands_beside(run):
 
 
 def test_checkpoints(run):
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "step-8.ckpt", "step-9.ckpt"}
 
 
 def test_tensorboard_shows_losses_rates_sampling_and_panels(run):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules import vocabularies
-from data_modules.formats.base import TaskName
-from data_modules.formats.files import find, first_existing
+from data_modules.formats.base import Complain, TaskName, refuse
 from data_modules.formats.labels import LabelMapReader, label_table, paired_stems
+from data_modules.formats.locate import folder, locate, with_folders
 from data_modules.formats.panoptic import PanopticReader
 
 Split = Literal["training", "validation"]
@@ -49,13 +49,14 @@ class AdeSemantic(LabelMapReader):
         self.root, self.split, self.images, self.annotations = root, split, images, annotations
         self._images = self._labels = Path()
 
-    def setup(self, root: Path) -> None:
-        images = self.images or f"images/{self.split}"
-        labels = self.annotations or f"annotations/{self.split}"
-        base = find(self, root, self.root, [images, labels])
-        self._images, self._labels = base / images, base / labels
-        stems = paired_stems(self, self._images, ".jpg", self._labels, ".png")
-        self._read(stems, label_table(self.vocabulary.index_of), self._images)
+    def locate(self, root: Path) -> None:
+        images = folder(self.images or f"images/{self.split}")
+        labels = folder(self.annotations or f"annotations/{self.split}")
+        _, (self._images,), (self._labels,) = locate(self, root, self.root, images, labels)
+
+    def read(self, complain: Complain = refuse) -> None:
+        stems = paired_stems(self, self._images, ".jpg", self._labels, ".png", complain)
+        self._read(stems, label_table(self.vocabulary.index_of), self._images, complain)
 
     def image_path(self, stem: str) -> Path:
         return self._images / f"{stem}.jpg"
@@ -98,11 +99,9 @@ class AdePanoptic(PanopticReader):
         super().__init__(vocabulary, tasks, names, areas)
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
 
-    def setup(self, root: Path) -> None:
-        short = "train" if self.split == "training" else "val"
-        images = self.images or f"images/{self.split}"
-        base = find(self, root, self.root, [images])
-        usual = [f"ade20k_panoptic_{short}.json", f"annotations_detectron2/ade20k_panoptic_{short}.json"]
-        annotations = first_existing(self, base, self.annotations, usual)
-        labels = first_existing(self, annotations.parent, None, [annotations.stem])
-        self._read(annotations, base / images, labels)
+    def locate(self, root: Path) -> None:
+        name = f"ade20k_panoptic_{'train' if self.split == 'training' else 'val'}.json"
+        usual = [self.annotations] if self.annotations else [name, f"annotations_detectron2/{name}"]
+        images = folder(self.images or f"images/{self.split}")
+        _, found, (self._images,) = locate(self, root, self.root, with_folders(usual), images)
+        self._annotations, self._labels = found

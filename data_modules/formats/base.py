@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,57 +20,100 @@ TaskName = Literal["semantic", "panoptic", "instance"]
 ImageArray = NDArray[np.uint8]
 """Uint8 ``[H, W, 3]``, RGB."""
 
+Shrink = Callable[[tuple[int, int]], int]
+"""(H, W) of an image -> by how much its sides may be divided when it is decoded: 1, 2, 4 or 8."""
+
+
+class Complain(Protocol):
+    """Told what is wrong with a record of an annotation file; if it returns, the record is left out."""
+
+    def __call__(self, message: str, usual: bool = False) -> None:
+        """``usual``: a record that is dropped in every training, such as a box outside its image."""
+
+
+def refuse(message: str, usual: bool = False) -> None:
+    """The `Complain` of training: the first thing that is wrong, unless usual, ends the reading."""
+    if not usual:
+        raise UserError(message)
+
 
 class MissingDataError(Exception):
-    """A data set is not where it was looked for.
+    """Files or folders of a data set are not where they were looked for.
 
     Attributes:
         dataset: what it is called in public.
-        looked_for: every path that would have done.
+        missing: for each missing thing all paths that would have done.
         source: where to get it.
     """
 
-    def __init__(self, dataset: str, looked_for: Sequence[Path], source: str) -> None:
+    def __init__(self, dataset: str, missing: Sequence[Sequence[Path]], source: str) -> None:
         self.dataset = dataset
-        self.looked_for = list(looked_for)
+        self.missing = [list(paths) for paths in missing]
         self.source = source
-        places = "\n".join(f"    {path}" for path in self.looked_for)
+        places = "\n".join(f"    {self._line(paths)}" for paths in self.missing)
         super().__init__(f"{dataset}: looked for\n{places}\n  get it from {source}")
+
+    @property
+    def looked_for(self) -> list[Path]:
+        """Every path that would have done."""
+        return [path for paths in self.missing for path in paths]
+
+    @staticmethod
+    def _line(paths: Sequence[Path]) -> str:
+        outside_archives = [str(path) for path in paths if ".zip/" not in str(path)]
+        return "  or  ".join(outside_archives or [str(path) for path in paths])
 
 
 class Reader(ABC):
     """One split of one data set in its official on-disk layout.
 
-    A reader is cheap to build: nothing is read before `setup`. It gives images and targets at their original size;
-    augmentation and collation happen elsewhere.
+    A reader is cheap to build: nothing is looked for before `locate` and nothing read before `read`. It gives images
+    and targets at their original size; augmentation and collation happen elsewhere.
 
     Attributes:
         title: what the data set is called in public.
         source: where to get it.
         gives: what its targets are. Boxes can be trained on, not evaluated.
-        counts: what `setup` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
+        counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
     """
 
     title: ClassVar[str]
     source: ClassVar[str]
-    gives: ClassVar[Literal["map", "boxes", "masks"]]
+    gives: Literal["map", "boxes", "masks"]
     default_tasks: ClassVar[tuple[Task, ...]]
 
-    def __init__(self, vocabulary: str, tasks: list[TaskName] | None, names: vocabularies.Names) -> None:
-        self.vocabulary: Vocabulary = vocabularies.load(vocabulary, names)
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
+        self.vocabulary: Vocabulary = vocabularies.resolve(vocabulary, names)
         self.tasks: tuple[Task, ...] = tuple(Task(task) for task in tasks) if tasks else self.default_tasks
         self.counts: dict[str, int] = {}
         if self.gives == "boxes" and Task.SEMANTIC in self.tasks:
             raise UserError(f"{self.title}: boxes cannot serve a semantic task, use instance or panoptic")
 
     @abstractmethod
-    def setup(self, root: Path) -> None:
-        """Find the files below ``root`` and read the index. Called once, before anything else.
+    def locate(self, root: Path) -> None:
+        """Find all files below ``root``. Opens none of them, so that a missing one shows within a second.
 
         Raises:
-            MissingDataError: a folder or file of the data set is not there.
-            UserError: an annotation file is malformed; names file and record.
+            MissingDataError: files or folders of the data set are not there; names all of them.
         """
+
+    @abstractmethod
+    def read(self, complain: Complain = refuse) -> None:
+        """Read the index of what `locate` found. Called once, before any image is asked for.
+
+        Args:
+            complain: told what is wrong, by file and record. The usual one raises.
+
+        Raises:
+            UserError: an annotation file is malformed beyond single records; names the file.
+        """
+
+    def setup(self, root: Path) -> None:
+        """`locate`, then `read`."""
+        self.locate(root)
+        self.read()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -80,8 +123,12 @@ class Reader(ABC):
         """The annotation file's own id, as text."""
 
     @abstractmethod
-    def load(self, index: int) -> tuple[ImageArray, Target]:
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         """Image, uint8 ``[H, W, 3]`` RGB, and its target at the same size, crowds and stated areas included.
+
+        Args:
+            shrink: asked once for the size on disk; the image, never the target, may then be smaller by its answer
+                (sides rounded up), where decoding it so is cheaper.
 
         Raises:
             UserError: an unreadable or inconsistent file; names the file and the data set.
@@ -94,7 +141,9 @@ class Reader(ABC):
 class IndexedReader(Reader):
     """A reader whose images and segments stand in an annotation file."""
 
-    def __init__(self, vocabulary: str, tasks: list[TaskName] | None, names: vocabularies.Names) -> None:
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
         super().__init__(vocabulary, tasks, names)
         self._index: Index | None = None
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from data_modules import vocabularies
 from data_modules.formats.base import TaskName
-from data_modules.formats.files import find, first_existing, inside
+from data_modules.formats.files import inside
+from data_modules.formats.locate import folder, locate, with_folders
 from data_modules.formats.panoptic import PanopticReader
 
 _TRAIN_ID = "_trainId.json"
@@ -47,16 +48,18 @@ class CityscapesPanoptic(PanopticReader):
         super().__init__(vocabulary, tasks, names)
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
 
-    def setup(self, root: Path) -> None:
-        images = self.images or f"leftImg8bit/{self.split}"
-        base = find(self, root, self.root, [images])
+    def locate(self, root: Path) -> None:
         stem = f"cityscapes_panoptic_{self.split}"
         # the script writes into gtFine, or wherever it is told to
         usual = [f"{folder}{stem}{end}" for end in (".json", _TRAIN_ID) for folder in ("gtFine/", "")]
-        annotations = first_existing(self, base, self.annotations, usual)
-        labels = first_existing(self, annotations.parent, None, [annotations.stem])
-        train_ids = {label: label for label in range(len(self.vocabulary))}
-        self._read(annotations, base / images, labels, train_ids if annotations.name.endswith(_TRAIN_ID) else None)
+        images = folder(self.images or f"leftImg8bit/{self.split}")
+        pairs = with_folders([self.annotations] if self.annotations else usual)
+        _, (self._annotations, self._labels), (self._images,) = locate(self, root, self.root, pairs, images)
+
+    def label_of(self) -> dict[int, int]:
+        if self._annotations.name.endswith(_TRAIN_ID):
+            return {label: label for label in range(len(self.vocabulary))}
+        return super().label_of()
 
     def image_path(self, file_name: str) -> Path:
         """``<city>/<id>_leftImg8bit.png``; the script's file names lack the city and carry a stray ``_gtFine``."""

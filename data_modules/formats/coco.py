@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from data_modules import vocabularies
-from data_modules.formats.base import ImageArray, TaskName
-from data_modules.formats.files import find, first_existing
+from data_modules.formats.base import ImageArray, Shrink, TaskName
+from data_modules.formats.locate import folder, locate, with_folders
 from data_modules.formats.panoptic import PanopticReader
 from dataseg.structures import VOID, SegmentMap, Target, Task
+
+_ARCHIVE = "panoptic_annotations_trainval2017.zip"
 
 
 class CocoPanoptic(PanopticReader):
@@ -20,17 +22,17 @@ class CocoPanoptic(PanopticReader):
         root: the data set's folder, below the data root.
         split: part of the usual file names.
         annotations: JSON file below ``root``, in place of ``annotations/panoptic_{split}.json``. Its PNGs lie in the
-            folder of the same name without ``.json``.
+            folder of the same name without ``.json``, or in a zip archive of that name.
         images: image folder below ``root``, in place of ``{split}``.
-        vocabulary: name or file of the classes.
+        vocabulary: name or file of the classes, or the classes themselves.
         tasks: evaluated tasks; training uses the first. Default: panoptic.
         names: which names the text encoder sees.
     """
 
     title = "COCO panoptic"
     source = (
-        "https://cocodataset.org/#download (2017 images and panoptic annotations; the panoptic zip holds two inner "
-        "zips of PNGs: unpack them too)"
+        "https://cocodataset.org/#download (2017 images and panoptic annotations: unpack them, the two inner zips of "
+        "PNGs too, or leave all zips as they are)"
     )
 
     def __init__(
@@ -39,19 +41,19 @@ class CocoPanoptic(PanopticReader):
         split: str = "train2017",
         annotations: str | None = None,
         images: str | None = None,
-        vocabulary: str = "coco_panoptic_133",
+        vocabulary: vocabularies.Classes = "coco_panoptic_133",
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
 
-    def setup(self, root: Path) -> None:
-        annotations = self.annotations or f"annotations/panoptic_{self.split}.json"
-        images = self.images or self.split
-        labels = annotations.removesuffix(".json")
-        base = find(self, root, self.root, [annotations, images, labels])
-        self._read(base / annotations, base / images, first_existing(self, base, None, [labels]))
+    def locate(self, root: Path) -> None:
+        name = f"annotations/panoptic_{self.split}.json"
+        usual = [name, f"{_ARCHIVE}/{name}", f"annotations/{_ARCHIVE}/{name}"]
+        pairs = with_folders([self.annotations] if self.annotations else usual)
+        images = folder(self.images or self.split)
+        _, (self._annotations, self._labels), (self._images,) = locate(self, root, self.root, pairs, images)
 
 
 class CocoSemantic133(CocoPanoptic):
@@ -64,8 +66,8 @@ class CocoSemantic133(CocoPanoptic):
     title = "COCO semantic (133 classes, from panoptic)"
     default_tasks = (Task.SEMANTIC,)
 
-    def load(self, index: int) -> tuple[ImageArray, Target]:
-        image, target = super().load(index)
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        image, target = super().load(index, shrink)
         assert isinstance(target, SegmentMap)
         labels, group = torch.unique(target.labels, return_inverse=True)
         table = torch.cat([group, group.new_full((1,), VOID)]).to(target.ids.dtype)

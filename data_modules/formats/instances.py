@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from pycocotools import mask as coco_mask
 
 from data_modules import vocabularies
-from data_modules.formats.base import ImageArray, IndexedReader, TaskName
-from data_modules.formats.boxes import read_detection
-from data_modules.formats.files import find, inside, read_image
-from data_modules.formats.index import Index, Packed
+from data_modules.formats.base import Complain, ImageArray, IndexedReader, Shrink, TaskName, refuse
+from data_modules.formats.build import build_index
+from data_modules.formats.detection import detection_batches
+from data_modules.formats.files import inside
+from data_modules.formats.images import read_image
+from data_modules.formats.locate import folder, locate
 from dataseg.structures import InstanceMasks, Target, Task, UserError
 
 
@@ -27,24 +30,21 @@ class InstanceReader(IndexedReader):
     gives = "masks"
     default_tasks = (Task.INSTANCE,)
 
-    def _read(self, annotations: Path, skip: frozenset[str] = frozenset()) -> None:
-        images, table, records = read_detection(annotations, self.vocabulary.index_of, skip)
-        rles: list[bytes] = []
-        for row in table:
-            record = records[row["record"]]
-            rows, columns = images.sizes[row["image"]]
-            try:
-                rles.append(to_rle(record.get("segmentation"), int(rows), int(columns)))
-            except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-                raise UserError(f"{annotations}: annotation {row['record']}: segmentation: {error}") from error
-        self.counts["without_mask"] = sum(not rle for rle in rles)
-        columns_of = {name: np.ascontiguousarray(table[name]) for name in ("xyxy", "label", "is_crowd", "area")}
-        count = np.bincount(table["image"], minlength=len(images.ids))
-        self._index = Index(images.ids, images.file_names, images.sizes, count, {**columns_of, "rle": Packed(rles)})
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self._annotations = Path()
 
-    def load(self, index: int) -> tuple[ImageArray, Target]:
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = self.vocabulary.index_of
+        batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), to_rle)
+        settings = {"kind": "instances", "label_of": label_of}
+        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         row = self.index.image(index)
-        image = read_image(self.image_path(row.file_name), self.title, row.size)
+        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
         size = [row.size[0], row.size[1]]
         return image, InstanceMasks(
             rles=[{"size": size, "counts": rle} if rle else None for rle in self.index.packed(index, "rle")],
@@ -74,7 +74,9 @@ def to_rle(segmentation: Any, rows: int, columns: int) -> bytes:
             if min(counts) < 0 or sum(counts) != rows * columns:
                 raise UserError(f"run lengths that add up to {sum(counts)}, not {rows * columns}")
             return bytes(coco_mask.frPyObjects(segmentation, rows, columns)["counts"])
-        return counts.encode() if isinstance(counts, str) else bytes(counts)
+        compressed = counts.encode() if isinstance(counts, str) else bytes(counts)
+        check_run_lengths(compressed, rows * columns)
+        return compressed
     polygons = [p for p in segmentation if len(p) >= 6]
     if not polygons:
         return b""
@@ -85,6 +87,29 @@ def to_rle(segmentation: Any, rows: int, columns: int) -> bytes:
     return bytes(rle["counts"]) if coco_mask.area(rle) > 0 else b""
 
 
+def check_run_lengths(counts: bytes, pixels: int) -> None:
+    """Whether compressed run lengths can be decoded and cover the image; pycocotools would read past their end.
+
+    Raises:
+        UserError: they do not.
+    """
+    values = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((values & 32) == 0)
+    if values.min() < 0 or values.max() > 63 or not len(ends) or ends[-1] != len(values) - 1:
+        raise UserError("compressed run lengths that cannot be decoded")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise UserError("compressed run lengths that cannot be decoded")
+    changes = np.add.reduceat((values & 31) << (5 * place), starts)
+    changes -= ((values[ends] & 16) != 0) * (np.int64(1) << (5 * (place[ends] + 1)))  # sign extension
+    runs = changes.copy()
+    for parity in (1, 2):  # from the fourth on, each is the difference to the last but one
+        runs[parity::2] = np.cumsum(changes[parity::2])
+    if runs.min() < 0 or runs.sum() != pixels:
+        raise UserError(f"run lengths that add up to {runs.sum()}, not {pixels}")
+
+
 class CocoInstances(InstanceReader):
     """Instance masks of COCO or any data set in its layout.
 
@@ -92,7 +117,7 @@ class CocoInstances(InstanceReader):
         root: the data set's folder, below the data root.
         annotations: JSON file below ``root``.
         images: image folder below ``root``.
-        vocabulary: name or file of the classes.
+        vocabulary: name or file of the classes, or the classes themselves.
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
     """
@@ -105,7 +130,7 @@ class CocoInstances(InstanceReader):
         root: str = "coco",
         annotations: str = "annotations/instances_val2017.json",
         images: str = "val2017",
-        vocabulary: str = "coco_panoptic_133",
+        vocabulary: vocabularies.Classes = "coco_panoptic_133",
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
     ) -> None:
@@ -113,10 +138,9 @@ class CocoInstances(InstanceReader):
         self.root, self.annotations, self.images = root, annotations, images
         self._images = Path()
 
-    def setup(self, root: Path) -> None:
-        base = find(self, root, self.root, [self.annotations, self.images])
-        self._images = base / self.images
-        self._read(base / self.annotations)
+    def locate(self, root: Path) -> None:
+        wanted = [(self.annotations,)], folder(self.images)
+        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
 
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name)

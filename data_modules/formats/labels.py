@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules import vocabularies
-from data_modules.formats.base import ImageArray, Reader, TaskName
-from data_modules.formats.files import find, inside, read_image, read_labels
+from data_modules.formats.base import Complain, ImageArray, Reader, Shrink, TaskName, refuse
+from data_modules.formats.files import inside, list_files
+from data_modules.formats.images import read_image, read_labels
 from data_modules.formats.index import Packed
+from data_modules.formats.locate import folder, locate
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _PROBED = 8
@@ -27,17 +29,19 @@ class LabelMapReader(Reader):
     default_tasks = (Task.SEMANTIC,)
     hint_255 = ""
 
-    def __init__(self, vocabulary: str, tasks: list[TaskName] | None, names: vocabularies.Names) -> None:
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self._stems = Packed([])
+        self._stems = Packed.of([])
         self._table = np.zeros(0, dtype=np.int32)
 
-    def _read(self, stems: Sequence[str], table: NDArray[np.int32], listed_in: Path) -> None:
+    def _read(self, stems: Sequence[str], table: NDArray[np.int32], listed_in: Path, complain: Complain) -> None:
         if not stems:
             raise UserError(f"{self.title}: {listed_in} lists no image")
-        self._stems = Packed(stem.encode() for stem in stems)
+        self._stems = Packed.of(stem.encode() for stem in stems)
         self._table = table
-        for index in range(min(_PROBED, len(self))):
+        for index in range(min(_PROBED, len(self)) if complain is refuse else 0):
             self.load_labels(index)  # a wrong or already shifted folder shows before training starts
 
     @abstractmethod
@@ -56,9 +60,16 @@ class LabelMapReader(Reader):
     def image_id(self, index: int) -> str:
         return self._stems[index].decode()
 
-    def load(self, index: int) -> tuple[ImageArray, Target]:
-        image = read_image(self.image_path(self.image_id(index)), self.title)
-        rows_HW, labels_K = self.load_labels(index, (image.shape[0], image.shape[1]))
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        size: tuple[int, int] | None = None
+
+        def ask(found: tuple[int, int]) -> int:
+            nonlocal size
+            size = found
+            return shrink(found) if shrink is not None else 1
+
+        image = read_image(self.image_path(self.image_id(index)), self.title, shrink=ask)
+        rows_HW, labels_K = self.load_labels(index, size)
         return image, SegmentMap(ids=torch.from_numpy(rows_HW), labels=torch.from_numpy(labels_K))
 
     def load_labels(
@@ -87,7 +98,7 @@ class LabelMaps(LabelMapReader):
         root: the data set's folder, below the data root.
         images: image folder below ``root``.
         annotations: label folder below ``root``; a label map has its image's stem.
-        vocabulary: name or file of the classes; label maps hold their ids.
+        vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
         ignore: value of pixels that belong to no class.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
         image_suffix: ending of the images, e.g. ``.jpg``.
@@ -104,7 +115,7 @@ class LabelMaps(LabelMapReader):
         root: str,
         images: str,
         annotations: str,
-        vocabulary: str,
+        vocabulary: vocabularies.Classes,
         ignore: int = 255,
         offset: int = 0,
         image_suffix: str = ".jpg",
@@ -116,35 +127,37 @@ class LabelMaps(LabelMapReader):
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix = image_suffix, labels_suffix
-        self._base = Path()
+        self._images = self._labels = Path()
 
-    def setup(self, root: Path) -> None:
-        self._base = find(self, root, self.root, [self.images, self.annotations])
-        images = self._base / self.images
-        stems = paired_stems(self, images, self.image_suffix, self._base / self.annotations, self.labels_suffix)
+    def locate(self, root: Path) -> None:
+        wanted = folder(self.images), folder(self.annotations)
+        _, (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
+
+    def read(self, complain: Complain = refuse) -> None:
+        stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, complain)
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
-        self._read(stems, label_table(values, self.ignore), images)
+        self._read(stems, label_table(values, self.ignore), self._images, complain)
 
     def image_path(self, stem: str) -> Path:
-        return inside(self._base / self.images, stem + self.image_suffix)
+        return inside(self._images, stem + self.image_suffix)
 
     def labels_path(self, stem: str) -> Path:
-        return inside(self._base / self.annotations, stem + self.labels_suffix)
+        return inside(self._labels, stem + self.labels_suffix)
 
 
-def paired_stems(reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str) -> list[str]:
-    """Stems of all images in a folder, sorted.
-
-    Raises:
-        UserError: an image without a label map.
-    """
-    stems = sorted(path.name.removesuffix(image_suffix) for path in images.glob(f"*{image_suffix}"))
-    missing = sorted(set(stems) - {path.name.removesuffix(labels_suffix) for path in labels.glob(f"*{labels_suffix}")})
-    if missing:
+def paired_stems(
+    reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str, complain: Complain
+) -> list[str]:
+    """Stems of all images in a folder, sorted; complains of images without a label map."""
+    stems = [name.removesuffix(image_suffix) for name in list_files(images, image_suffix)]
+    missing = sorted(set(stems) - {name.removesuffix(labels_suffix) for name in list_files(labels, labels_suffix)})
+    if missing and complain is refuse:
         raise UserError(
             f"{reader.title}: {len(missing)} images have no label map in {labels}, e.g. {missing[0]}{labels_suffix}"
         )
-    return stems
+    for stem in missing:
+        complain(f"{labels}: {stem}{labels_suffix} is missing, {images} has {stem}{image_suffix}")
+    return [stem for stem in stems if stem not in set(missing)] if missing else stems
 
 
 class UnknownLabelError(ValueError):

@@ -9,8 +9,9 @@ from typing import Literal
 from data_modules import vocabularies
 from data_modules.formats.base import TaskName
 from data_modules.formats.boxes import BoxReader
-from data_modules.formats.files import find, first_existing, inside
+from data_modules.formats.files import exists, inside
 from data_modules.formats.instances import InstanceReader
+from data_modules.formats.locate import locate
 
 NOT_ON_DISK = (
     "patch16/objects365_v2_00908726.jpg",
@@ -30,19 +31,22 @@ class PatchFolders:
     """
 
     def __init__(self, bases: Sequence[Path]) -> None:
-        self._folders = [base / middle for base in bases for middle in ("", "images/v1", "images/v2", "images")]
+        middles = ("", "images/v1", "images/v2", "images")
+        self._folders = [base / middle for base in bases for middle in middles]
         self._last = 0
 
     def __call__(self, file_name: str) -> Path:
         """The image's path; if it is nowhere, the one tried first (opening it then tells the user)."""
         name = "/".join(file_name.split("/")[-2:])
+        patch = name.split("/")[0]
         for position in (self._last, *range(len(self._folders))):
             path = inside(self._folders[position], name)
-            if path.exists():
-                self._last = position  # patches come in long runs: the next image is most likely there too
-                return path
+            for place in (path, path.parents[1] / f"{patch}.zip" / name):
+                if exists(place):
+                    self._last = position  # patches come in long runs: the next image is most likely there too
+                    return place
         flat = inside(self._folders[0], name.split("/")[-1])
-        return flat if flat.exists() else inside(self._folders[0], name)
+        return flat if exists(flat) else inside(self._folders[0], name)
 
 
 class Objects365Boxes(BoxReader):
@@ -77,13 +81,13 @@ class Objects365Boxes(BoxReader):
         self.skip = frozenset(skip)
         self._find_image = PatchFolders([])
 
-    def setup(self, root: Path) -> None:
-        images = self.images or self.split
-        base = find(self, root, self.root, [images])
+    def locate(self, root: Path) -> None:
         name = f"zhiyuan_objv2_{self.split}.json"
         usual = [f"{self.split}/{name}", f"annotations/{name}", name]
-        self._find_image = PatchFolders([base / images, base])
-        self._read(first_existing(self, base, self.annotations, usual), self.skip)
+        annotations = [(n,) for n in ([self.annotations] if self.annotations else usual)]
+        images = [(self.images or self.split,)]
+        (base,), (self._annotations,), (patches,) = locate(self, root, self.root, annotations, images)
+        self._find_image = PatchFolders([patches, base])
 
     def image_path(self, file_name: str) -> Path:
         return self._find_image(file_name)
@@ -122,13 +126,13 @@ class Objects365Instances(InstanceReader):
         self.root, self.annotations, self.images = root, annotations, images
         self._find_image = PatchFolders([])
 
-    def setup(self, root: Path) -> None:
-        images = self.images or "val"
-        base = find(self, root, self.root, [images])
+    def locate(self, root: Path) -> None:
         name = "o365_instance_seg_val.json"
         usual = [name, f"val/{name}", f"annotations/{name}"]
-        self._find_image = PatchFolders([base / images, base])
-        self._read(first_existing(self, base, self.annotations, usual))
+        annotations = [(n,) for n in ([self.annotations] if self.annotations else usual)]
+        images = [(self.images or "val",)]
+        (base,), (self._annotations,), (patches,) = locate(self, root, self.root, annotations, images)
+        self._find_image = PatchFolders([patches, base])
 
     def image_path(self, file_name: str) -> Path:
         return self._find_image(file_name)

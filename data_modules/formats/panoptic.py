@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from data_modules import vocabularies
-from data_modules.formats.base import ImageArray, IndexedReader, TaskName
-from data_modules.formats.files import inside, read_image, read_json, read_rgb_ids, records, stated_size
-from data_modules.formats.index import Index
+from data_modules.formats.base import Complain, ImageArray, IndexedReader, Shrink, TaskName, refuse
+from data_modules.formats.build import Counts, build_index
+from data_modules.formats.files import inside
+from data_modules.formats.images import read_image, read_rgb_ids, stated_size
+from data_modules.formats.index import BLOCK, ImageRow, image_batch
+from data_modules.formats.json_stream import Advance, stream_records
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _COLORS = 1 << 24
@@ -35,28 +40,31 @@ class PanopticReader(IndexedReader):
 
     def __init__(
         self,
-        vocabulary: str,
+        vocabulary: vocabularies.Classes,
         tasks: list[TaskName] | None,
         names: vocabularies.Names,
         areas: Literal["stored", "recounted"] = "stored",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.areas = areas
-        self._images = Path()
-        self._labels = Path()
+        self._annotations = self._images = self._labels = Path()
 
-    def _read(self, annotations: Path, images: Path, labels: Path, label_of: Mapping[int, int] | None = None) -> None:
-        """Index the JSON; ``label_of`` stands in for the vocabulary's ids less `id_offset`."""
-        self._images, self._labels = images, labels
-        usual = {number - self.id_offset: label for number, label in self.vocabulary.index_of.items()}
-        self._index = read_panoptic_index(annotations, label_of or usual)
+    def label_of(self) -> dict[int, int]:
+        """``category_id`` in the JSON -> label."""
+        return {number - self.id_offset: label for number, label in self.vocabulary.index_of.items()}
+
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = self.label_of()
+        batches = partial(panoptic_batches, self._annotations, label_of)
+        settings = {"kind": "panoptic", "label_of": label_of}
+        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
 
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name)
 
-    def load(self, index: int) -> tuple[ImageArray, Target]:
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         row = self.index.image(index)
-        image = read_image(self.image_path(row.file_name), self.title, row.size)
+        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
         labels_path = inside(self._labels, row.labels_name)
         colors = read_rgb_ids(labels_path, self.title, row.size)
         ids = self.index.column(index, "id")
@@ -83,16 +91,18 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
     Raises:
         UserError: a colour that is not among the ids.
     """
-    # A table over all colours: only the few pages that hold these ids are ever touched, so making it is nearly free.
-    table = np.zeros(_COLORS, dtype=np.int16)  # 0 = unknown, 1 = void, k + 2 = row k
-    table[0] = 1
-    table[ids_K] = np.arange(2, len(ids_K) + 2, dtype=np.int16)
-    rows = np.take(table, colors_HW)
-    if not rows.all():
-        unknown = sorted({int(c) for c in np.unique(colors_HW[rows == 0])})
-        raise UserError(f"the PNG has segment ids {unknown[:5]} that the JSON does not list ({len(unknown)} in all)")
-    rows -= 2 - (VOID + 1)
-    return rows
+    flat = colors_HW.ravel()
+    heads = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # a row of pixels is few runs of one colour
+    colors = flat[heads]
+    order = np.argsort(ids_K)
+    known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
+    place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids
+    unknown = known[place] != colors
+    if unknown.any():
+        wrong = np.unique(colors[unknown]).tolist()
+        raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
+    rows = np.concatenate([[VOID], order]).astype(np.int16)[place]
+    return np.repeat(rows, np.diff(heads, append=len(flat))).reshape(colors_HW.shape)
 
 
 def recount_areas(target: SegmentMap) -> SegmentMap:
@@ -110,46 +120,75 @@ def recount_areas(target: SegmentMap) -> SegmentMap:
     )
 
 
-def read_panoptic_index(path: Path, label_of: Mapping[int, int]) -> Index:
-    """Index of a panoptic JSON.
+Segment = tuple[int, int, int, bool]
+"""Id, label, area, crowd or not."""
+_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def panoptic_batches(
+    path: Path, label_of: Mapping[int, int], counts: Counts, advance: Advance, complain: Complain
+) -> Iterator[pa.RecordBatch]:
+    """Read a panoptic JSON into the parts of an index, in the order of its annotations.
 
     Args:
         label_of: ``category_id`` -> label.
+        counts: nothing is ever dropped here.
 
     Raises:
-        UserError: a malformed record; names file and record.
+        UserError: a malformed record; names file and record (unless ``complain`` says otherwise).
     """
-    content = read_json(path)
-    ids: list[str] = []
-    file_names: list[str] = []
-    labels_names: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    rows: list[int] = []
-    segments: list[tuple[int, int, int, bool]] = []
-    try:
-        images = {image["id"]: image for image in records(content, "images", path)}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: list of images: {_reason(error)}") from error
-    for position, annotation in enumerate(records(content, "annotations", path)):
-        try:
-            image = images[annotation["image_id"]]
-            ids.append(str(image["id"]))
-            file_names.append(str(image["file_name"]))
-            labels_names.append(str(annotation["file_name"]))
-            sizes.append(stated_size(image))
-            found = list(_segments(annotation["segments_info"], label_of))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(f"{path}: annotation {position}: {_reason(error)}") from error
-        rows.append(len(found))
-        segments += found
-    table = np.array(segments, dtype=[("id", "i8"), ("label", "i4"), ("area", "i8"), ("is_crowd", "?")])
-    columns = {name: np.ascontiguousarray(table[name]) for name in ("id", "label", "area", "is_crowd")}
-    return Index(
-        ids, file_names, np.array(sizes, dtype=np.int32), np.array(rows, dtype=np.int64), columns, labels_names
+    images = _images(path, complain)
+    entries: list[tuple[ImageRow, list[Segment]]] = []
+    found = False
+    for first, batch in stream_records(path, "annotations", advance=advance):
+        for position, annotation in enumerate(batch, first):
+            try:
+                number, name, size = images[annotation["image_id"]]
+                row = ImageRow(number, name, size, str(annotation["file_name"]))
+                row.labels_name.encode()
+                entries.append((row, list(_segments(annotation["segments_info"], label_of))))
+            except _MISTAKES as error:
+                complain(f"{path}: annotation {position}: {_reason(error)}")
+        if len(entries) >= BLOCK:
+            found = True
+            yield _batch(entries)
+            entries = []
+    if entries or not found:
+        if not entries:
+            raise UserError(f"{path}: holds no usable annotation")
+        yield _batch(entries)
+
+
+def _images(path: Path, complain: Complain) -> dict[Any, tuple[str, str, tuple[int, int]]]:
+    """Id as text, file name and size of each image, by the file's own id."""
+    images: dict[Any, tuple[str, str, tuple[int, int]]] = {}
+    for first, batch in stream_records(path, "images"):
+        for position, image in enumerate(batch, first):
+            try:
+                entry = str(image["id"]), str(image["file_name"]), stated_size(image)
+                "".join(entry[:2]).encode()
+                if image["id"] in images:
+                    raise UserError(f"two images have the same id {image['id']!r}")
+                images[image["id"]] = entry
+            except _MISTAKES as error:
+                complain(f"{path}: list of images: image {position}: {_reason(error)}")
+    return images
+
+
+def _batch(entries: list[tuple[ImageRow, list[Segment]]]) -> pa.RecordBatch:
+    dtype = [("id", "i8"), ("label", "i4"), ("area", "i8"), ("is_crowd", "?")]
+    table = np.array([segment for _, segments in entries for segment in segments], dtype=dtype)
+    return image_batch(
+        ids=[row.id.encode() for row, _ in entries],
+        file_names=[row.file_name.encode() for row, _ in entries],
+        sizes=np.array([row.size for row, _ in entries], dtype=np.int32),
+        rows=np.array([len(segments) for _, segments in entries]),
+        columns={name: np.ascontiguousarray(table[name]) for name in ("id", "label", "area", "is_crowd")},
+        labels_names=[row.labels_name.encode() for row, _ in entries],
     )
 
 
-def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Iterator[tuple[int, int, int, bool]]:
+def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Iterator[Segment]:
     seen: set[int] = set()
     for record in records:
         number = int(record["id"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,15 +12,19 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from data_modules import vocabularies
-from data_modules.formats.base import TaskName
-from data_modules.formats.files import find, first_existing, inside
+from data_modules.formats.base import Complain, TaskName, refuse
+from data_modules.formats.files import inside, read_bytes
 from data_modules.formats.labels import LabelMapReader, label_table
+from data_modules.formats.locate import folder, locate
 from dataseg.structures import VOID, UserError
 
 _SOURCE = (
     "https://www.cs.stanford.edu/~roozbeh/pascal-context (trainval.tar.gz: the .mat files) and "
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2010 (VOCtrainval_03-May-2010.tar: the images)"
 )
+
+_MAT = "trainval"
+"""Folder of the release's label files."""
 
 
 class _PascalContext(LabelMapReader):
@@ -37,27 +43,39 @@ class _PascalContext(LabelMapReader):
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.split, self.image_list = root, split, image_list
-        self._base = self._labels = Path()
-        self._suffix = ".mat"
+        self._list = self._images = self._labels = Path()
 
-    def _setup(self, root: Path, labels: dict[str, tuple[str, NDArray[np.int32]]]) -> None:
-        """Take the first label folder there is, of ``{folder: (suffix, table)}``."""
-        self._base = find(self, root, self.root, ["JPEGImages"])
-        listed_in = first_existing(
-            self, self._base, self.image_list, [f"ImageSets/SegmentationContext/{self.split}.txt"]
+    @abstractmethod
+    def tables(self) -> dict[str, NDArray[np.int32]]:
+        """Label folders that would do, best first, and what their values mean."""
+
+    def locate(self, root: Path) -> None:
+        wanted = (
+            [(self.image_list or f"ImageSets/SegmentationContext/{self.split}.txt",)],
+            folder("JPEGImages"),
+            [(name,) for name in self.tables()],
         )
-        self._labels = first_existing(self, self._base, None, list(labels))
-        self._suffix, table = labels[str(self._labels.relative_to(self._base))]
-        self._read(listed_in.read_text(encoding="utf-8").split(), table, listed_in)
+        _, (self._list,), (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
+
+    def read(self, complain: Complain = refuse) -> None:
+        try:
+            stems = read_bytes(self._list).decode().split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.title}: {self._list} is not a readable list of image names ({error})") from error
+        self._read(stems, self.tables()[self._labels.name], self._list, complain)
 
     def image_path(self, stem: str) -> Path:
-        return inside(self._base / "JPEGImages", f"{stem}.jpg")
+        return inside(self._images, f"{stem}.jpg")
 
     def labels_path(self, stem: str) -> Path:
-        return inside(self._labels, stem + self._suffix)
+        return inside(self._labels, stem + (".mat" if self._holds_mat else ".png"))
+
+    @property
+    def _holds_mat(self) -> bool:
+        return self._labels.name == _MAT
 
     def values(self, path: Path, size: tuple[int, int] | None) -> NDArray[Any]:
-        return super().values(path, size) if self._suffix != ".mat" else read_mat(path, self.title, size)
+        return super().values(path, size) if not self._holds_mat else read_mat(path, self.title, size)
 
 
 class PascalContext59(_PascalContext):
@@ -88,12 +106,12 @@ class PascalContext59(_PascalContext):
     ) -> None:
         super().__init__(root, split, image_list, vocabulary, tasks, names)
 
-    def setup(self, root: Path) -> None:
+    def tables(self) -> dict[str, NDArray[np.int32]]:
         label_of = {c.name: label for label, c in enumerate(self.vocabulary.classes)}
         all_classes = vocabularies.load("pascal_context_459").classes
         reduced = label_table({c.id: label_of.get(c.name, VOID) for c in all_classes})
         png = label_table(self.vocabulary.index_of)
-        self._setup(root, {"SegmentationClassContext": (".png", png), "trainval": (".mat", reduced)})
+        return {"SegmentationClassContext": png, _MAT: reduced}
 
 
 class PascalContext459(_PascalContext):
@@ -123,8 +141,8 @@ class PascalContext459(_PascalContext):
     ) -> None:
         super().__init__(root, split, image_list, vocabulary, tasks, names)
 
-    def setup(self, root: Path) -> None:
-        self._setup(root, {"trainval": (".mat", label_table(self.vocabulary.index_of))})
+    def tables(self) -> dict[str, NDArray[np.int32]]:
+        return {_MAT: label_table(self.vocabulary.index_of)}
 
 
 def read_mat(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
@@ -134,7 +152,7 @@ def read_mat(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[
         UserError: unreadable, without a label map, or of another size.
     """
     try:
-        labels = np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"])
+        labels = np.asarray(loadmat(io.BytesIO(read_bytes(path)), variable_names=["LabelMap"])["LabelMap"])
     except Exception as error:  # scipy lets struct, zlib, type and many other errors through
         raise UserError(f"{dataset}: {path} is not a readable label file ({error!r})") from error
     if labels.ndim != 2 or labels.dtype.kind not in "ui" or (size is not None and labels.shape != tuple(size)):

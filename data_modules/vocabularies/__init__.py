@@ -7,16 +7,70 @@ Each ``*.json`` is a `Vocabulary` with its ``provenance`` and ``notes``. Names s
 
 from __future__ import annotations
 
+import colorsys
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from dataseg.structures import UserError, Vocabulary
+from dataseg.structures import ClassSpec, UserError, Vocabulary
 
 Names = Literal["corrected", "official"]
 
+
+@dataclass(frozen=True)
+class OwnClass:
+    """A class of your own data, written in a YAML file.
+
+    Attributes:
+        name: for display, and for the text encoder if there are no prompts.
+        id: the number that annotation files use.
+        kind: countable things, or stuff.
+        prompts: names given to the text encoder; the best of them counts.
+        color: RGB, 0-255; None = one is chosen.
+    """
+
+    name: str
+    id: int
+    kind: Literal["thing", "stuff"] = "thing"
+    prompts: list[str] | None = None
+    color: tuple[int, int, int] | None = None
+
+
+Classes: TypeAlias = str | list[OwnClass]
+"""A vocabulary by name or file, or its classes themselves."""
+
 FOLDER = Path(__file__).parent
+
+
+def resolve(classes: str | Sequence[OwnClass], names: Names = "corrected") -> Vocabulary:
+    """`load`, or the vocabulary that classes of your own make; it is named after its digest.
+
+    Raises:
+        UserError: no such vocabulary, or classes that make none.
+    """
+    if isinstance(classes, str):
+        return load(classes, names)
+    try:
+        specs = tuple(
+            ClassSpec(c.id, c.name, c.kind == "thing", tuple(c.prompts or [c.name]), c.color or _color(position))
+            for position, c in enumerate(classes)
+        )
+        twice = {c.name for c in specs if [d.name for d in specs].count(c.name) > 1}
+        if twice:
+            raise ValueError(f"the names {sorted(twice)} stand twice")
+        vocabulary = Vocabulary("own", specs)
+    except ValueError as error:
+        raise UserError(f"vocabulary: {error}") from error
+    return replace(vocabulary, name=f"own-{vocabulary.digest}")
+
+
+def _color(position: int) -> tuple[int, int, int]:
+    """Hues by the golden angle, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb(position * 0.618034 % 1, 0.55 + 0.4 * (position % 3) / 2, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 @lru_cache(maxsize=64)

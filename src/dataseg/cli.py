@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
+from dataseg import resume
 from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import DatasetSpec, UserError
 
@@ -26,31 +29,66 @@ def _specs(data: LightningDataModule) -> dict[str, DatasetSpec]:
 class CoTrainingCLI(LightningCLI):
     """LightningCLI, the link from data to module, and ``runs/<exp>/<run>/`` as the place of all that a run writes."""
 
+    _step: int | None = None  # that is resumed after
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--exp", type=str, default="unnamed", help="name of the experiment")
         parser.add_argument("--run", type=str | None, default=None, help="name of the run; default version_<n>")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all experiments")
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="auto: go on from the newest good checkpoint of the run (without --run: of the newest run), or start"
+            " if there is none; else a checkpoint",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.datasets", compute_fn=_specs, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Look for the data's files before a network is built or weights are downloaded."""
+        """Find what to resume and the data's files before a network is built or weights are downloaded."""
+        if self.subcommand is None:
+            return
+        if self.subcommand == "fit":
+            self._resume()
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
         data = parser.instantiate_classes(config).data
         data.require_files(self.subcommand)
 
+    def _resume(self) -> None:
+        config = self.config[self.subcommand]
+        if config.resume is None:
+            return
+        if config.resume != "auto":
+            config.ckpt_path = config.resume
+            return
+        found = resume.find(config.runs / config.exp, config.run)
+        if found is None:
+            rank_zero_info("nothing to resume: a new run")
+            return
+        if found.checkpoint.is_dir() and "FullySharded" not in str(config.trainer.strategy):
+            raise UserError(
+                f"{found.checkpoint} is sharded: go on with STRATEGY=fsdp, or make one file of it with python -m"
+                f" dataseg.sharding {found.checkpoint} {found.checkpoint.with_name('whole.ckpt')} and RESUME=<the file>"
+            )
+        config.run, config.ckpt_path = found.run, str(found.checkpoint)
+        self._step = found.step
+        rank_zero_info(f"resuming run {found.run} after step {found.step}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
-        kwargs.setdefault("logger", TensorBoardLogger(save_dir=runs, name=exp, version=run, default_hp_metric=False))
+        hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
+        logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
+        kwargs.setdefault("logger", logger)
         return super().instantiate_trainer(**kwargs)
 
 
 def main(args: ArgsType = None) -> CoTrainingCLI:
     """Run one sub-command: fit, validate.
 
-    A user's mistake (`UserError`) ends in its message alone and exit status 1.
+    A user's mistake (`UserError`) or a full disk ends in its message alone and exit status 1.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
     try:
@@ -63,7 +101,13 @@ def main(args: ArgsType = None) -> CoTrainingCLI:
             save_config_kwargs={"overwrite": True},
         )
     except UserError as error:
-        sys.exit(f"error: {error}")
+        text = str(error)  # from a loading process it comes with that process's traceback before it
+        sys.exit(f"error: {text.rpartition('UserError: ')[2].strip()}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: the disk is full{where}. The checkpoints are whole: make room and go on with RESUME=auto")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.optim import Optimizer
 
-from dataseg import optimization
+from dataseg import optimization, sharding
+from dataseg.checkpoints import load_published
+from dataseg.inference import segment
 from dataseg.losses import Criterion
+from dataseg.losses.matcher import NonFiniteCostError
 from dataseg.merge import merge_target
 from dataseg.network import MaskClassificationNetwork
 from dataseg.optimization import Optimization
 from dataseg.postprocess import PostProcessor
-from dataseg.structures import Batch, ClassEmbeddings, DatasetSpec, Segments, Target, UserError
+from dataseg.structures import Batch, ClassEmbeddings, DatasetSpec, Proposals, Segments, Target, UserError
 from dataseg.text import TextEmbeddings
+
+log = logging.getLogger(__name__)
 
 
 class _FrozenVectors(nn.Module):
@@ -46,6 +59,10 @@ class CoTrainedSegmenter(pl.LightningModule):
         datasets: what is trained on or evaluated, by name. The command line links it from the data module.
         optimization: optimiser and schedule.
         postprocess: options of the three tasks' post-processing.
+        weights: a published Mask2Former of the same architecture to start from: a Hugging Face folder or a detectron2
+            ``.pkl`` or ``.pth`` file.
+        classifier: "linear" keeps the class head of ``weights`` in place of the text classifier: evaluates a published
+            model as published, on the one data set that it knows.
     """
 
     def __init__(
@@ -56,8 +73,15 @@ class CoTrainedSegmenter(pl.LightningModule):
         datasets: dict[str, DatasetSpec],
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         postprocess: PostProcessor = PostProcessor(),  # noqa: B008 (frozen)
+        weights: Path | None = None,
+        classifier: Literal["text", "linear"] = "text",
     ) -> None:
         super().__init__()
+        self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
+        if weights is not None:
+            log.info("%s", load_published(network, weights, class_head="linear" if classifier == "linear" else "drop"))
+        elif classifier == "linear":
+            raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
         self.network = network
         self.criterion = criterion
         self.datasets = datasets
@@ -67,7 +91,37 @@ class CoTrainedSegmenter(pl.LightningModule):
         vocabularies = {spec.vocabulary.name: spec.vocabulary for spec in datasets.values()}
         self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(text(v)) for name, v in vocabularies.items()})
 
+    def configure_model(self) -> None:
+        """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``); once."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, sharding.FullySharded) and not isinstance(self.network, FSDPModule):
+            mesh = init_device_mesh(strategy.root_device.type, (self.trainer.world_size,))
+            sharding.shard(self.network, mesh, torch.bfloat16 if "bf16" in str(self.trainer.precision) else None)
+
+    def on_fit_start(self) -> None:
+        """Refuse batch norms that would see a different mean on every rank.
+
+        Raises:
+            UserError: several ranks, and batch norms that are neither frozen nor synchronised.
+        """
+        free = [name for name, m in self.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        if self.trainer.world_size > 1 and free:
+            raise UserError(
+                f"{len(free)} batch norms ({free[0]}, ...) would have other statistics on each of"
+                f" {self.trainer.world_size} processes: freeze them (backbone.init_args.freeze_norm=true) or, with"
+                " STRATEGY=ddp on GPUs, set trainer.sync_batchnorm=true"
+            )
+
     # ------------------------------------------------------------------------------------------------- training
+
+    def on_train_batch_start(self, batch: dict[str, Batch | None], batch_idx: int) -> None:
+        """Seed what the network draws itself (drop path, dropout) by step, so that a resumed run draws the same."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        if part == 0:
+            self.cost_error = None
+        words = int(os.environ.get("PL_GLOBAL_SEED", "0")), self.trainer.global_step, part, self.global_rank
+        digest = hashlib.sha256(repr(words).encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
     def training_step(self, batch: dict[str, Batch | None], batch_idx: int) -> dict[str, Any]:
         """One optimisation step's loss.
@@ -89,11 +143,19 @@ class CoTrainedSegmenter(pl.LightningModule):
         return {"loss": loss, "terms": detached}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted terms of one data set's loss, summed over decoder layers; scalars."""
+        """Weighted terms of one data set's loss, summed over decoder layers; scalars.
+
+        Proposals that cannot be matched give NaN that hangs on all of them, and ``cost_error`` says why: were it
+        raised here, other ranks would wait for this one's gradient.
+        """
         proposals = self.network(batch.images, self._classes(batch.dataset))
         targets = self.merged_targets(batch)
         normalizers = self._mean_over_ranks(self.criterion.normalizers(targets, proposals[-1]))
-        terms: dict[str, Tensor] = self.criterion(proposals, batch, targets, normalizers)
+        try:
+            terms: dict[str, Tensor] = self.criterion(proposals, batch, targets, normalizers)
+        except NonFiniteCostError as error:
+            self.cost_error = error
+            terms = {name: _not_a_number(proposals) for name in self.criterion.weights}
         return terms
 
     def merged_targets(self, batch: Batch) -> list[Target]:
@@ -108,13 +170,33 @@ class CoTrainedSegmenter(pl.LightningModule):
             values = values / dist.get_world_size()
         return values
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, but never pass on the gradient of a batch that could not be matched (see `loss_terms`)."""
+        if self.cost_error is not None and any(p.grad is not None for p in self.parameters()):
+            raise self.cost_error
+        root = self.trainer.strategy.model
+        if isinstance(root, FullyShardedDataParallel) and gradient_clip_val:  # Lightning leaves its norm to the user
+            root.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Segments]]:
         """Segments of each image at its original size, by task of the batch's data set."""
-        proposals = self.network(batch.images, self._classes(batch.dataset))[-1]
-        spec = self.datasets[batch.dataset]
-        return {str(task): self.postprocess(proposals, batch, spec.vocabulary.is_thing, task) for task in spec.tasks}
+        classes = self._classes(batch.dataset)
+        segments = segment(
+            lambda images: cast(Proposals, self.network(images, classes)[-1]),
+            batch,
+            self.datasets[batch.dataset],
+            self.postprocess,
+        )
+        return {str(task): predictions for task, predictions in segments.items()}
 
     def _classes(self, dataset: str) -> ClassEmbeddings:
         vectors = cast(_FrozenVectors, self.class_embeddings[self.datasets[dataset].vocabulary.name])
@@ -131,3 +213,9 @@ class CoTrainedSegmenter(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabularies"] = {name: spec.vocabulary.to_json() for name, spec in self.datasets.items()}
+
+
+def _not_a_number(proposals: Sequence[Proposals]) -> Tensor:
+    """NaN, connected to every layer's proposals as a loss is."""
+    sums = [p.class_logits.sum() + p.mask_logits.sum() for p in proposals]
+    return torch.stack(sums).sum() * torch.nan

@@ -9,7 +9,7 @@ Masks of the whole image at its original size never exist at once: it is gone th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn import functional
 
-from dataseg.merge import MergeMode, merge_groups, merge_predictions
+from dataseg.canvas import Canvas
+from dataseg.merge import MergeMode, merge_groups
 from dataseg.structures import VOID, Batch, InstanceMasks, Proposals, SegmentMap, Segments, Task
+from dataseg.views import View, merged_strips
 
 STRIP_ELEMENTS = 2**24
 """Numbers in the largest intermediate of a strip: 64 MiB in float32."""
-
-MAX_STRIP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -65,64 +64,6 @@ class InstanceOptions:
     max_instances: int = 100
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """How an image came into the network, and the size its segments are wanted at; all (rows, columns) in pixels.
-
-    Attributes:
-        padded: of the network's input.
-        size: of the image in its top left corner.
-        original: of the image on disk.
-    """
-
-    padded: tuple[int, int]
-    size: tuple[int, int]
-    original: tuple[int, int]
-
-    def strips(self, mask_logits_Qhw: Tensor, strip_elements: int) -> Iterator[tuple[slice, Tensor]]:
-        """Mask logits at the original size, strip by strip: rows, and float32 ``[Q, r, W]``.
-
-        Equal to resizing to the padded input, cropping the padding and resizing to the original size, all bilinear:
-        these act on rows and columns separately, and on rows they are one banded matrix.
-
-        Args:
-            mask_logits_Qhw: float ``[Q, h, w]``.
-            strip_elements: bound on Q * r * W.
-        """
-        height, width = self.original
-        rows_Hh = _resize_matrix(mask_logits_Qhw.shape[1], self.padded[0], self.size[0], height, mask_logits_Qhw.device)
-        # the taps of row y lie near y * h / H: look for them on the host, once
-        first, last = _band(rows_Hh)
-        rows = max(1, min(MAX_STRIP_ROWS, strip_elements // max(1, len(mask_logits_Qhw) * width)))
-        for start in range(0, height, rows):
-            stop = min(start + rows, height)
-            low, high = min(first[start:stop]), max(last[start:stop]) + 1
-            strip_Qrw = torch.matmul(rows_Hh[start:stop, low:high], mask_logits_Qhw[:, low:high].float())
-            yield slice(start, stop), self._resize_columns(strip_Qrw)
-
-    def _resize_columns(self, strip_Qrw: Tensor) -> Tensor:
-        rows = strip_Qrw.shape[1]
-        for resized, kept in ((self.padded[1], self.size[1]), (self.original[1], self.original[1])):
-            if resized != strip_Qrw.shape[2]:
-                strip_Qrw = functional.interpolate(strip_Qrw[None], (rows, resized), mode="bilinear")[0]
-            strip_Qrw = strip_Qrw[..., :kept]
-        return strip_Qrw
-
-
-def _resize_matrix(cells: int, padded: int, size: int, original: int, device: torch.device) -> Tensor:
-    """Weights of each cell in each row of the original image, float32 ``[original, cells]``."""
-    identity_1nn = torch.eye(cells, device=device)[None]
-    padded_1np = functional.interpolate(identity_1nn, padded, mode="linear")
-    return functional.interpolate(padded_1np[..., :size], original, mode="linear")[0].T.contiguous()
-
-
-def _band(rows_Hh: Tensor) -> tuple[list[int], list[int]]:
-    """First and last cell with a weight, per row."""
-    used_Hh = rows_Hh != 0
-    first, last = used_Hh.int().argmax(1), used_Hh.shape[1] - 1 - used_Hh.flip(1).int().argmax(1)
-    return first.tolist(), last.tolist()
-
-
 # ------------------------------------------------------------------------------------------------ one image
 
 
@@ -145,14 +86,17 @@ def semantic(
     Returns:
         Ids int32 ``[H, W]``; one segment for each class that occurs, ascending.
     """
-    probs_QC = class_logits_QC.float().softmax(-1)[:, :-1]
-    classes_HW = torch.empty(canvas.original, dtype=torch.int32, device=mask_logits_Qhw.device)
-    queries, classes = probs_QC.shape
-    share = strip_elements * queries // (queries + classes)  # the merged map [C, r, W] counts as well
-    for rows, logits_QrW in canvas.strips(mask_logits_Qhw, share):
-        merged_CrW = merge_predictions(probs_QC, logits_QrW.sigmoid(), options.merge)
-        classes_HW[rows] = merged_CrW.argmax(0).int()
-    present = torch.bincount(classes_HW.flatten(), minlength=classes) > 0
+    view = View(canvas, lambda: (class_logits_QC, mask_logits_Qhw))
+    return semantic_of_views([view], options, strip_elements)
+
+
+def semantic_of_views(
+    views: Sequence[View], options: SemanticOptions = SemanticOptions(), strip_elements: int = STRIP_ELEMENTS
+) -> SegmentMap:
+    """As `semantic`, from the weighted sum of several views' scores (see `merged_strips`)."""
+    strips = merged_strips(views, options.merge, strip_elements)
+    classes_HW = torch.cat([scores_CrW.argmax(0).int() for _, scores_CrW in strips])
+    present = torch.bincount(classes_HW.flatten()) > 0
     table = (torch.cumsum(present, 0) - 1).int()
     return SegmentMap(ids=table[classes_HW], labels=present.nonzero()[:, 0])
 

@@ -29,6 +29,9 @@ PADDING_RGB = (124, 116, 104)
 VOID = -1
 """Value of a map's pixel that belongs to no segment: no loss and no score is taken there."""
 
+UNREADABLE = "unreadable: "
+"""Start of the keys of ``counts`` that name a training sample that could not be read; the message follows."""
+
 
 class UserError(ValueError):
     """A mistake in data or configuration that the user can mend. The message names file, record and remedy.
@@ -151,12 +154,50 @@ class Vocabulary:
         """Read a vocabulary file.
 
         Raises:
-            ValueError: the file is missing or malformed; names the file.
+            UserError: the file is missing or malformed; names the file.
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a vocabulary file ({error})") from error
+            raise UserError(f"{path}: not a vocabulary file ({error})") from error
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the network is shown of each evaluation image in semantic tasks; other tasks always use the plain image.
+
+    Class scores are averaged over the windows that see a pixel, then over scales and mirror images (as Mask2Former and
+    mmsegmentation do).
+
+    Attributes:
+        scales: factors on the evaluation image's size, each one more view.
+        flip: every scale mirrored too.
+        window: side of square windows that are shown one by one in place of the whole scaled image, pixels.
+        overlap: share of a window's side that the next one overlaps at least; in [0, 1).
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: int | None = None
+    overlap: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if not self.scales or len(set(self.scales)) != len(self.scales) or not all(0 < s <= 16 for s in self.scales):
+            raise UserError(f"evaluation scales must be different numbers in (0, 16], got {list(self.scales)}")
+        if self.window is not None and self.window < 32:
+            raise UserError(f"the evaluation window's side must be 32 pixels or more, got {self.window}")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"the overlap of evaluation windows must be in [0, 1), got {self.overlap}")
+
+    @property
+    def is_plain(self) -> bool:
+        """One view: the evaluation image as it is."""
+        return self.scales == (1.0,) and not self.flip and self.window is None
+
+    def __str__(self) -> str:
+        """In words, to stand beside a figure."""
+        window = f", windows of {self.window} px with overlap {self.overlap:.3g}" if self.window else ""
+        return f"scales {', '.join(f'{s:g}' for s in self.scales)}{', mirrored too' if self.flip else ''}{window}"
 
 
 @dataclass(frozen=True)
@@ -166,10 +207,12 @@ class DatasetSpec:
     Attributes:
         vocabulary: its classes.
         tasks: what it is evaluated by; empty for a set that is only trained on.
+        views: how its semantic task looks at an image.
     """
 
     vocabulary: Vocabulary
     tasks: tuple[Task, ...] = ()
+    views: Views = Views()
 
 
 @dataclass

@@ -28,8 +28,9 @@ from data_modules import (
     PascalContext59,
     PascalContext459,
 )
-from data_modules.formats.boxes import clean_boxes
-from data_modules.formats.files import inside, read_image
+from data_modules.formats.detection import clean_boxes
+from data_modules.formats.files import inside
+from data_modules.formats.images import read_image
 from data_modules.formats.panoptic import rows_of_colors
 from dataseg.structures import VOID
 
@@ -424,7 +425,7 @@ def test_sizes_must_agree(tmp_path):
 def test_too_large_images_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.zeros((20, 20, 3), np.uint8))
-    monkeypatch.setattr("data_modules.formats.files.MAX_PIXELS", 399)
+    monkeypatch.setattr("data_modules.formats.images.MAX_PIXELS", 399)
     with pytest.raises(ValueError, match=r"a\.png.*limit of 399"):
         read_image(path, "x")
 

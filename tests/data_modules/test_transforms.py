@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -224,6 +225,51 @@ def test_real_samples(real_data):
                 assert pixels.shape == (3, 256, 256)
                 kept += len(moved)
             assert kept > 0
+
+
+@given(st.integers(0, 2**63 - 1), st.sampled_from([(300, 400), (397, 211), (64, 1000)]))
+@settings(max_examples=40, deadline=None)
+def test_decoding_smaller_changes_no_target(seed, size):
+    """What `shrink` allows gives nearly the same image and exactly the same target, at any scale of the jitter."""
+    image, target = scene(size, seed % 997)
+    image = cv2.GaussianBlur(image, (0, 0), 9)
+    transform = TrainTransform(64, (0.1, 2.0), color_jitter=0.2)
+    divisor = transform.shrink(size, seed)
+    smaller = cv2.resize(image, tuple(-(-n // divisor) for n in size[::-1]), interpolation=cv2.INTER_AREA)
+    corners = torch.tensor([[3, 5, 60, 50], [20, 8, size[1], size[0]]], dtype=torch.float32)
+    for kind in (target, Boxes(xyxy=corners, labels=torch.tensor([1, 2]))):
+        full, expected, counts = transform(image, kind, seed)
+        small, found, counts_small = transform(smaller, kind, seed, size)
+        assert counts == counts_small
+        assert small.shape == full.shape == (3, 64, 64)
+        assert (full.float() - small.float()).abs().mean() < 3
+        assert found.labels.equal(expected.labels)
+        if isinstance(found, Boxes):
+            assert torch.allclose(found.xyxy, expected.xyxy, atol=1e-2)
+        else:
+            assert found.ids.equal(expected.ids)
+
+
+def test_by_how_much_images_may_be_decoded_smaller():
+    def shrink(scale, size=(400, 800)):
+        return TrainTransform(100, (scale, scale)).shrink(size, 0)
+
+    assert [shrink(s) for s in (2.0, 1.01, 1.0, 0.5, 0.49, 0.1)] == [1, 1, 8, 8, 8, 8]
+    assert [shrink(1.0, (n, 50)) for n in (99, 100, 199, 200, 399, 400, 799, 800)] == [1, 1, 1, 2, 2, 4, 4, 8]
+
+
+def test_readers_decode_smaller_jpegs(tmp_path):
+    write_coco(tmp_path, 2)
+    reader = CocoPanoptic()
+    reader.setup(tmp_path)
+    image, target = reader.load(1)
+    asked = []
+    for divisor in (1, 2, 4, 8):
+        smaller, same = reader.load(1, lambda size, divisor=divisor: asked.append(size) or divisor)
+        assert smaller.shape == (-(-40 // divisor), -(-56 // divisor), 3)
+        assert abs(float(smaller.mean()) - float(image.mean())) < 3
+        assert same.ids.equal(target.ids)
+    assert asked == [(40, 56)] * 4
 
 
 def test_transform_does_not_change_its_input(tmp_path):

@@ -39,12 +39,12 @@ class TextClassifier(Classifier):
         super().__init__()
         self.projection = nn.Linear(hidden_dim, text_dim)
         self.background = nn.Parameter(torch.randn(text_dim) / math.sqrt(text_dim))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # not a scalar: FSDP cannot shard one
         self.max_log_scale = math.log(max_scale)
 
     @property
     def scale(self) -> Tensor:
-        """1 / temperature, in the range that is used."""
+        """1 / temperature, in the range that is used; ``[1]``."""
         return self.log_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:

@@ -43,12 +43,12 @@ def test_background_is_shared_by_vocabularies():
 
 def test_scale_is_learnt_and_bounded():
     classifier = TextClassifier(8, 12)
-    torch.testing.assert_close(classifier.scale, torch.tensor(1 / 0.07))
+    torch.testing.assert_close(classifier.scale, torch.tensor([1 / 0.07]))
     classifier(torch.randn(1, 2, 8), embeddings([1, 1])).sum().backward()
     assert classifier.log_scale.grad.abs() > 0
     with torch.no_grad():
         classifier.log_scale.fill_(math.log(1e6))
-    torch.testing.assert_close(classifier.scale, torch.tensor(100.0))
+    torch.testing.assert_close(classifier.scale, torch.tensor([100.0]))
     assert classifier(torch.randn(5, 2, 8), embeddings([1, 3])).abs().max() <= 100.01
 
 

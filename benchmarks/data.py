@@ -1,0 +1,274 @@
+"""The training pipeline against the usual way with binary masks, and the index of Objects365's training set.
+
+    python benchmarks/data.py --coco /path/to/coco --big /tmp/big.json --tenth /tmp/tenth.json
+    python benchmarks/data.py --coco ../shared/data/coco --only pipeline --dry-run
+
+Pipeline: COCO images and panoptic PNGs from disk to augmented tensors of 640 x 640 on one core, large-scale jitter 0.1
+to 2.0, crop and flip. The usual way makes one binary mask a segment and takes image and masks through torchvision's v2
+transforms: flip, resize, pad, crop. Both get the same windows, scales and flips and have to end with the same segments:
+pixel by pixel where torchvision cuts the window first, which is not the usual order but the quicker one (a sample on
+the very edge of two pixels may take either), and nearly so where it resizes first and so rounds the window's corner.
+Images differ by the interpolation.
+
+Index: an annotation file of 1.74 million images and 25 million boxes, written by `make_objects365.py` if it is not
+there. Each figure is taken in a process of its own; peak memory is all of it, imported libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import make_objects365
+import numpy as np
+import torch
+from _common import Report, ratio, side_by_side
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from data_modules import CocoPanoptic
+from data_modules.streams import TrainView
+from data_modules.transforms import TrainTransform
+from dataseg.structures import PADDING_RGB, SegmentMap
+
+Key = tuple[int, int]
+"""Index and seed of a sample."""
+SIZE = 640
+SCALES = (0.1, 2.0)
+
+
+@dataclass
+class Plan:
+    """What our transform draws for a sample, for the others to do the same.
+
+    Attributes:
+        window: top, left, height, width of the window in the image on disk.
+        out: rows and columns that it becomes.
+        resized: rows and columns that the whole image becomes at this scale.
+        corner: top and left of the window in that, mirrored if it is.
+        flipped: mirrored afterwards.
+    """
+
+    window: tuple[int, int, int, int]
+    out: tuple[int, int]
+    flipped: bool
+    size: tuple[int, int]
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        scales = [out / taken for out, taken in zip(self.out, self.window[2:], strict=True)]
+        return round(self.size[0] * scales[0]), round(self.size[1] * scales[1])
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        where = zip(self.window, self.resized, self.size, self.out, strict=False)
+        top, left = (min(round(start * big / whole), big - out) for start, big, whole, out in where)
+        return top, self.resized[1] - self.out[1] - left if self.flipped else left
+
+
+class Masks:
+    """The usual way: decode, one mask a segment, flip, resize, pad, crop; then empty masks are dropped.
+
+    Args:
+        cut_first: cut the window before resizing it, where the usual order resizes all of it first.
+    """
+
+    def __init__(self, root: Path, split: str, cut_first: bool) -> None:
+        base = root / "annotations" / f"panoptic_{split}"
+        content = json.loads(base.with_suffix(".json").read_text())
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        self.cut_first = cut_first
+        self.samples = [
+            (root / split / names[a["image_id"]], base / a["file_name"], a["segments_info"])
+            for a in content["annotations"]
+        ]
+
+    def __call__(self, index: int, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Image ``[3, 640, 640]``, masks ``[K, 640, 640]`` and the category of each."""
+        image_path, labels_path, segments = self.samples[index]
+        image = tv_tensors.Image(decode_image(read_file(str(image_path)), ImageReadMode.RGB))
+        colors = decode_image(read_file(str(labels_path)), ImageReadMode.RGB).to(torch.int32)
+        ids = colors[0] + 256 * colors[1] + 65536 * colors[2]
+        segments = [s for s in segments if not s["iscrowd"]]
+        masks = tv_tensors.Mask(torch.stack([ids == s["id"] for s in segments]))
+        moved = [self._move(part, plan) for part in (image, masks)]
+        kept = moved[1].flatten(1).any(1)
+        categories = [s["category_id"] for s, keep in zip(segments, kept.tolist(), strict=True) if keep]
+        return moved[0], moved[1][kept], categories
+
+    def _move(self, part: Any, plan: Plan) -> Any:
+        is_mask = isinstance(part, tv_tensors.Mask)
+        mode = v2.InterpolationMode.NEAREST_EXACT if is_mask else v2.InterpolationMode.BILINEAR
+        fill = 0 if is_mask else list(PADDING_RGB)
+        if self.cut_first:
+            part = functional.crop(part, *plan.window)
+            part = functional.resize(part, list(plan.out), interpolation=mode, antialias=True)
+            part = functional.horizontal_flip(part) if plan.flipped else part
+            return functional.pad(part, [0, 0, SIZE - plan.out[1], SIZE - plan.out[0]], fill=fill)
+        part = functional.horizontal_flip(part) if plan.flipped else part
+        part = functional.resize(part, list(plan.resized), interpolation=mode, antialias=True)
+        missing = [max(0, SIZE - n) for n in plan.resized]
+        part = functional.pad(part, [0, 0, missing[1], missing[0]], fill=fill)
+        return functional.crop(part, *plan.corner, SIZE, SIZE)
+
+
+def our_targets(target: SegmentMap, reader: CocoPanoptic) -> tuple[torch.Tensor, list[int]]:
+    """As masks ``[K, 640, 640]`` and official categories."""
+    masks = torch.stack([target.ids == k for k in range(len(target))]) if len(target) else torch.zeros(0, SIZE, SIZE)
+    return masks, [reader.vocabulary.classes[k].id for k in target.labels.tolist()]
+
+
+def on_edges(plan: Plan) -> torch.Tensor:
+    """Pixels of the result that are sampled on the edge of two source pixels, where libraries may take either."""
+    edges = []
+    for axis in (0, 1):
+        place = (np.arange(SIZE) + 0.5) * plan.window[2 + axis] / plan.out[axis]
+        edge = np.abs(place - np.round(place)) < 1e-3
+        if axis and plan.flipped:
+            edge[: plan.out[1]] = edge[: plan.out[1]][::-1].copy()
+        edges.append(torch.from_numpy(edge))
+    return edges[0][:, None] | edges[1][None]
+
+
+def require_equal(view: TrainView, contenders: dict[str, Masks], keys: list[Key], plans: list[Plan]) -> None:
+    """Stop unless all end with the same segments."""
+    reader = view.reader
+    assert isinstance(reader, CocoPanoptic)
+    for (index, seed), plan in zip(keys, plans, strict=True):
+        target = view[index, seed].target
+        assert isinstance(target, SegmentMap)
+        masks, categories = our_targets(target, reader)
+        for name, run in contenders.items():
+            _, others, other_categories = run(index, plan)
+            if run.cut_first:
+                same = categories == other_categories and not ((masks != others.bool()).any(0) & ~on_edges(plan)).any()
+            else:
+                same = float((masks.any(0) == others.bool().any(0)).float().mean()) > 0.97
+            if not same:
+                raise SystemExit(f"{name}: image {index}, seed {seed}: other segments than ours")
+
+
+def bench_pipeline(report: Report, root: Path, split: str, seeds: int, repeats: int) -> None:
+    reader = CocoPanoptic(root=str(root.absolute()), split=split)
+    reader.setup(root)
+    view = TrainView(reader, TrainTransform(SIZE, SCALES))
+    keys = [(index, 1000 * seed + index) for seed in range(seeds) for index in range(len(reader))]
+    plans = [recorded(view, *key) for key in keys]
+    masks = {"masks": Masks(root, split, cut_first=False), "masks, cut first": Masks(root, split, cut_first=True)}
+    require_equal(view, masks, keys, plans)
+    contenders: dict[str, Callable[[], object]] = {"ours": lambda: [view[key] for key in keys]}
+    for name, way in masks.items():
+        contenders[name] = lambda way=way: [way(k[0], plan) for k, plan in zip(keys, plans, strict=True)]  # type: ignore[misc]
+    seconds = side_by_side(contenders, repeats)
+    rates = {name: [len(keys) / s for s in runs] for name, runs in seconds.items()}
+    report.add_medians("training pipeline, images a second on one core", rates)
+    report.add("pipeline_vs_masks", ratio(seconds["masks"], seconds["ours"]), "time of binary masks / ours")
+    meaning = "the same where the masks' way cuts the window before it resizes"
+    report.add("pipeline_vs_masks_cut_first", ratio(seconds["masks, cut first"], seconds["ours"]), meaning)
+
+
+def recorded(view: TrainView, index: int, seed: int) -> Plan:
+    """What our transform does with a sample: the window is noted as it is cut, the flip shown by a marked corner."""
+    transform, reader = view.transform, view.reader
+    size = reader.index.image(index).size  # type: ignore[attr-defined]
+    noted: dict[str, Any] = {}
+    original = transform._jitter.get_params_dependent_on_data
+
+    def note(params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        noted.update(original(params, data))
+        return noted.copy()
+
+    transform._jitter.get_params_dependent_on_data = note  # type: ignore[method-assign]
+    try:
+        gradient = np.zeros((*size, 3), np.uint8) + np.linspace(0, 255, size[1]).astype(np.uint8)[None, :, None]
+        empty = SegmentMap(torch.full(size, -1, dtype=torch.int16), torch.zeros(0, dtype=torch.int64))
+        moved, _, _ = transform(gradient, empty, seed)
+    finally:
+        del transform._jitter.get_params_dependent_on_data
+    row = moved[0, 0, : noted["out"][1]]
+    return Plan(noted["window"], noted["out"], bool(row[0] > row[-1]), size)
+
+
+# --------------------------------------------------------------------------------------------------------- index
+
+
+def measure(what: str, root: Path, cache: Path) -> dict[str, float]:
+    """One figure of `data_index.py`, in its own process."""
+    command = [sys.executable, str(Path(__file__).with_name("data_index.py")), what, str(root)]
+    environment = os.environ | {"DATASEG_CACHE": str(cache)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def bench_index(report: Report, big: Path, tenth: Path, repeats: int) -> None:
+    with tempfile.TemporaryDirectory(dir=big.parent) as folder:
+        roots = {}
+        for name, path in (("big", big), ("tenth", tenth)):
+            roots[name] = Path(folder) / name
+            place = roots[name] / "objects365/train/zhiyuan_objv2_train.json"
+            place.parent.mkdir(parents=True)
+            place.symlink_to(path.absolute())
+        cache = Path(folder) / "cache"
+        built = measure("build", roots["big"], cache)
+        opened = [measure("open", roots["big"], cache) for _ in range(repeats)]
+        coco = measure("coco", roots["tenth"], cache)
+        built_tenth = measure("build", roots["tenth"], cache)
+    report.settings |= {
+        "images": built["images"],
+        "boxes": built["boxes"],
+        "json_gb": big.stat().st_size / 1e9,
+        "build_seconds": built["seconds"],
+        "build_cpu_seconds": built["cpu_seconds"],
+        "imports_gb": built["imports_gb"],
+        "tenth_json_gb": tenth.stat().st_size / 1e9,
+    }
+    report.add_medians("tenth of the file, seconds", {"ours": [built_tenth["seconds"]], "COCO()": [coco["seconds"]]})
+    report.add_medians("tenth of the file, peak GB", {"ours": [built_tenth["peak_gb"]], "COCO()": [coco["peak_gb"]]})
+    report.add("index_peak_gb", built["peak_gb"], "peak memory of building the index, libraries included, GB")
+    median = {name: statistics.median(o[name] for o in opened) for name in opened[0]}
+    report.add("index_open_s", median["seconds"], "finding and opening it when it is built, seconds")
+    report.add("worker_extra_mb", median["worker_extra_mb"], "memory that a loading process has for itself, MB")
+    report.add("records_per_s", median["records_per_s"], "images with their boxes read at random a second")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coco", type=Path, required=True, help="folder with val2017 and annotations/panoptic_val2017")
+    parser.add_argument("--split", default="val2017")
+    parser.add_argument("--big", type=Path, default=Path("/tmp/objects365_big.json"), help="made if it is not there")
+    parser.add_argument(
+        "--tenth", type=Path, default=Path("/tmp/objects365_tenth.json"), help="made if it is not there"
+    )
+    parser.add_argument("--seeds", type=int, default=20, help="augmentations of each image")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["pipeline", "index"], default=None)
+    parser.add_argument("--dry-run", action="store_true", help="print only")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    settings = {"size": SIZE, "scale_range": SCALES, "seeds": options.seeds, "repeats": options.repeats}
+    report = Report("data", settings, ("torchvision", "opencv-python-headless", "pyarrow", "pycocotools", "numpy"))
+    if options.only != "index":
+        bench_pipeline(report, options.coco, options.split, options.seeds, options.repeats)
+    if options.only != "pipeline":
+        for path, share in ((options.big, 1), (options.tenth, 10)):
+            if not path.exists():
+                make_objects365.write(path, make_objects365.IMAGES // share, make_objects365.BOXES // share)
+        bench_index(report, options.big, options.tenth, options.repeats)
+    report.finish(write=not options.dry_run)
+
+
+if __name__ == "__main__":
+    main()

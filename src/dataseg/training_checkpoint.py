@@ -1,0 +1,64 @@
+"""Reads what a training run left behind: its checkpoint, one file or a folder of shards, without running anything."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataseg import sharding
+from dataseg.structures import UserError
+
+
+@dataclass
+class TrainingCheckpoint:
+    """A checkpoint of `dataseg.module.CoTrainedSegmenter` without its optimiser.
+
+    Attributes:
+        state_dict: of the LightningModule, whole tensors on the CPU.
+        vocabularies: JSON by data set.
+        step: optimisation steps done.
+    """
+
+    state_dict: dict[str, Tensor]
+    vocabularies: dict[str, Any]
+    step: int
+
+
+def read_checkpoint(path: Path) -> TrainingCheckpoint:
+    """Read a checkpoint; of a file, only what is needed comes into memory.
+
+    Args:
+        path: file, or a folder of shards (see `dataseg.sharding.consolidate`: its index is a pickle, by torch's
+            design, so take folders of your own runs only).
+
+    Raises:
+        UserError: missing, damaged, holding more than plain values, or of something else; names the path.
+    """
+    content = sharding.consolidate(path) if path.is_dir() else _read_file(path)
+    for key, what in (("state_dict", "weights"), ("vocabularies", "vocabularies")):
+        if not isinstance(content, dict) or not isinstance(content.get(key), dict):
+            raise UserError(f"{path}: holds no {what} ({key}), so it is no checkpoint of this project's training")
+    return TrainingCheckpoint(content["state_dict"], content["vocabularies"], int(content.get("global_step", 0)))
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: is damaged, or holds more than tensors and plain values, which is not read: it could run code"
+            f" ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,426 @@
+"""A campaign of injected faults: every run must end in the promised way, and no checkpoint may be lost.
+
+    python tests/faults.py --count 1000
+
+Every fault is one run of the command line in a process of its own: one small network, four steps, three data sets.
+A share of the runs is afterwards mended and resumed, and must come out as the run that nothing disturbed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
+
+from legs import arguments, finish, read, start, wait_until  # noqa: E402
+
+from data_modules.mini import MiniSpec, ensure  # noqa: E402
+from dataseg import resume  # noqa: E402
+
+STEPS = 4
+OPTIONS = ["--data.batch_size=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"]
+OPTIONS += ["--trainer.limit_val_batches=1"]
+SECONDS = 120
+"""A run that takes longer hangs."""
+
+PARAMETERS = [
+    "network.classifier.background",
+    "network.classifier.projection.weight",
+    "network.classifier.log_scale",
+    "network.pixel_decoder.layers.0.attention.value_proj.weight",
+    "network.pixel_decoder.mask_projection.bias",
+    "network.transformer_decoder.query_features.weight",
+    "network.transformer_decoder.layers.1.linear2.weight",
+    "network.transformer_decoder.norm.weight",
+]
+
+
+class PromiseBrokenError(AssertionError):
+    """A run ended otherwise than promised."""
+
+
+def require(condition: bool, what: str) -> None:
+    if not condition:
+        raise PromiseBrokenError(what)
+
+
+@dataclass
+class Bench:
+    """What all faults share.
+
+    Attributes:
+        suite: undamaged data.
+        runs: folder of runs, on a small file system of its own if there is one.
+        small: whether there is.
+        trace: of the undisturbed run.
+        rng: of the fault.
+    """
+
+    suite: Path
+    work: Path
+    runs: Path
+    small: bool
+    trace: dict[int, dict] = field(default_factory=dict)
+    rng: random.Random = field(default_factory=random.Random)
+
+    def clear(self) -> None:
+        _empty(self.runs)
+        for path in (self.work / "suite", self.work / "run"):
+            shutil.rmtree(path, ignore_errors=True)
+        (self.work / "run").mkdir()
+
+    @property
+    def output(self) -> Path:
+        return self.work / "run" / "output"
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / "mini_all" / "test" / resume.FOLDER
+
+    def begin(self, *options: str, suite: Path | None = None):
+        extra = [o for o in options if o.startswith("--trainer.callbacks+=")]
+        plain = [o for o in options if o not in extra]
+        args = arguments(suite or self.suite, self.runs, self.work / "run" / "trace", *OPTIONS, *plain, every_n_steps=1)
+        return start([*args, *extra], self.output)
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def damaged(self) -> Path:
+        """A copy of the suite that may be damaged: files are links, to be replaced and not written to."""
+        copy = self.work / "suite"
+        shutil.copytree(self.suite, copy, copy_function=os.link)
+        return copy
+
+    def sample(self, datasets: tuple[str, ...]) -> tuple[int, str, str]:
+        """A sample that the run uses: step (from 1), data set and image id."""
+        found = [
+            (batch + 1, name, image_id)
+            for batch, entry in self.trace.items()
+            for name, (ids, *_) in entry["samples"].items()
+            for image_id in ids
+            if name in datasets
+        ]
+        return self.rng.choice(found)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def image_of(suite: Path, dataset: str, image_id: str) -> Path:
+    match dataset:
+        case "ade":
+            return suite / "ADEChallengeData2016" / "images" / "training" / f"{image_id}.jpg"
+        case "coco":
+            return suite / "coco" / "train2017" / f"{int(image_id):012d}.jpg"
+    records = json.loads((suite / "objects365" / "train" / "zhiyuan_objv2_train.json").read_text())["images"]
+    name = Path(next(r["file_name"] for r in records if str(r["id"]) == image_id)).name
+    return next((suite / "objects365" / "train").rglob(name))
+
+
+def labels_of(suite: Path, dataset: str, image_id: str) -> Path:
+    if dataset == "ade":
+        return suite / "ADEChallengeData2016" / "annotations" / "training" / f"{image_id}.png"
+    return suite / "coco" / "annotations" / "panoptic_train2017" / f"{int(image_id):012d}.png"
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    replace(path, json.dumps(content).encode())
+
+
+# ---------------------------------------------------------------------------------------------- the promises
+
+
+def ends_with_message(bench: Bench, *words: str) -> None:
+    """Exit status 1, one message that holds the words, no traceback, and what checkpoints there are are good."""
+    text = bench.text()
+    require("error: " in text and "Traceback" not in text.rpartition("error: ")[2], f"no plain message: {text[-800:]}")
+    for word in words:
+        require(word in text.rpartition("error: ")[2], f"{word!r} is not in the message: {text[-800:]}")
+    checkpoints_are_good(bench)
+
+
+def checkpoints_are_good(bench: Bench) -> None:
+    for path in resume.step_files(bench.folder).values() if bench.folder.exists() else ():
+        problem = resume.problem_of(path)
+        require(problem is None, f"{path.name}: {problem}")
+
+
+def goes_on(bench: Bench) -> None:
+    """Once mended, the run comes to the same end as the undisturbed one."""
+    code = finish(bench.begin("--resume=auto"), SECONDS)
+    require(code == 0, f"resuming ended with {code}: {bench.text()[-800:]}")
+    entries = [e for e in read(bench.work / "run" / "trace") if "batch" in e]
+    require(len({e["batch"] for e in entries}) == STEPS, "steps are missing")
+    for entry in entries:
+        require(entry == bench.trace[entry["batch"]], f"step {entry['step']} came out differently")
+
+
+def stops_or_skips(bench: Bench, suite: Path, name: str, title: str) -> bool:
+    """For a training sample that cannot be read; whether it can be mended and resumed."""
+    skip = bench.rng.random() < 0.5
+    workers = bench.rng.choice([0, 0, 1])
+    options = ["--data.on_error=skip"] if skip else []
+    callback = json.dumps({"class_path": "callbacks.UnreadableSamples"})
+    process = bench.begin(*options, f"--data.num_workers={workers}", f"--trainer.callbacks+={callback}", suite=suite)
+    code = finish(process, SECONDS)
+    if skip:
+        require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+        require("could not be read and were replaced" in bench.text() and name in bench.text(), "is not listed")
+        checkpoints_are_good(bench)
+        return False
+    require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+    ends_with_message(bench, name, title)
+    return True
+
+
+TITLES = {"ade": "ADE20k", "coco": "COCO", "o365": "Objects365"}
+
+
+def truncated_jpeg(bench: Bench) -> bool:
+    suite = bench.damaged()
+    _, dataset, image_id = bench.sample(("ade", "coco", "o365"))
+    path = image_of(suite, dataset, image_id)
+    content = path.read_bytes()
+    replace(path, content[: bench.rng.randrange(len(content) - 2)])
+    return stops_or_skips(bench, suite, path.name, TITLES[dataset])
+
+
+def missing_file(bench: Bench) -> bool:
+    suite = bench.damaged()
+    _, dataset, image_id = bench.sample(("ade", "coco", "o365"))
+    path = image_of(suite, dataset, image_id)
+    if dataset == "ade" or (dataset == "coco" and bench.rng.random() < 0.5):  # ADE20k is the images that are there
+        path = labels_of(suite, dataset, image_id)
+    path.unlink()
+    return stops_or_skips(bench, suite, path.name, TITLES[dataset])
+
+
+def map_of_another_size(bench: Bench) -> bool:
+    suite = bench.damaged()
+    _, dataset, image_id = bench.sample(("ade", "coco"))
+    path = labels_of(suite, dataset, image_id)
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    rows, columns = labels.shape[:2]
+    size = (columns + bench.rng.randint(1, 9), max(1, rows + bench.rng.randint(-9, 9)))
+    changed = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    replace(path, cv2.imencode(".png", changed)[1].tobytes())
+    return stops_or_skips(bench, suite, path.name, TITLES[dataset])
+
+
+def unknown_category(bench: Bench) -> bool:
+    suite = bench.damaged()
+    _, dataset, image_id = bench.sample(("ade", "coco", "o365"))
+    if dataset == "ade":
+        path = labels_of(suite, dataset, image_id)
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        labels[bench.rng.randrange(labels.shape[0]), bench.rng.randrange(labels.shape[1])] = bench.rng.randint(160, 254)
+        replace(path, cv2.imencode(".png", labels)[1].tobytes())
+        return stops_or_skips(bench, suite, path.name, TITLES[dataset])
+    number = bench.rng.choice([-1, 0, 999, 5000])
+    file = suite / ("objects365/train/zhiyuan_objv2_train.json" if dataset == "o365" else COCO_JSON)
+
+    def change(content: dict) -> None:
+        record = bench.rng.choice(content["annotations"])
+        (record if dataset == "o365" else bench.rng.choice(record["segments_info"]))["category_id"] = number
+
+    rewrite(file, change)
+    code = finish(bench.begin(suite=suite), SECONDS)
+    require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+    ends_with_message(bench, file.name, str(number))
+    return True
+
+
+COCO_JSON = "coco/annotations/panoptic_train2017.json"
+
+
+def box_outside(bench: Bench) -> bool:
+    """Clipped or dropped: Objects365 has thousands of them; the run goes on."""
+    suite = bench.damaged()
+
+    def change(content: dict) -> None:
+        for _ in range(bench.rng.randint(1, 4)):
+            far = bench.rng.choice([-500, 60, 64, 1000])
+            bench.rng.choice(content["annotations"])["bbox"] = [
+                far,
+                bench.rng.randint(-70, 70),
+                9,
+                bench.rng.randint(1, 90),
+            ]
+
+    rewrite(suite / "objects365" / "train" / "zhiyuan_objv2_train.json", change)
+    code = finish(bench.begin(suite=suite), SECONDS)
+    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+    checkpoints_are_good(bench)
+    return False
+
+
+def weights_not_a_number(bench: Bench) -> bool:
+    settings = {"step": bench.rng.randrange(STEPS), "parameter": bench.rng.choice(PARAMETERS), "value": "nan"}
+    spoil = json.dumps({"class_path": "legs.Spoil", "init_args": settings})
+    code = finish(bench.begin(f"--trainer.callbacks+={spoil}"), SECONDS)
+    require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+    ends_with_message(bench, "not finite", f"step {settings['step']}", "make replay FILE=")
+    files = list((bench.folder.parent / "replay").glob("*.pt"))
+    require(len(files) == 2, f"replay files: {files}")
+    return True
+
+
+def full_disk(bench: Bench) -> bool:
+    """A real one if there is a small file system: what is free is for a few checkpoints at most."""
+    room = bench.rng.randint(0, 12 * 2**20)
+    ballast = bench.runs / "ballast"
+    if bench.small:
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            file.truncate(0)
+            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(bench.runs).free - room))
+    process = bench.begin()
+    if bench.rng.random() < 0.3:  # room is made in between
+        wait_until(lambda: "could not be written" in (bench.text() if bench.output.exists() else ""), process, SECONDS)
+        ballast.unlink(missing_ok=True)
+    code = finish(process, SECONDS)
+    text = bench.text()
+    ballast.unlink(missing_ok=True)
+    checkpoints_are_good(bench)
+    if code == 0:
+        require(STEPS in resume.step_files(bench.folder), "the last checkpoint is missing")
+        return False
+    require(code == 1, f"ended with {code}: {text[-800:]}")
+    require("could not be written" in text or "the disk is full" in text, f"does not say so: {text[-800:]}")
+    done = [e["step"] for e in read(bench.work / "run" / "trace") if "batch" in e]
+    written = resume.step_files(bench.folder) if bench.folder.exists() else {}
+    require(not done or not written or max(written) <= max(done), "a checkpoint of the future")
+    leftovers = list(bench.folder.glob(".*.tmp")) if bench.folder.exists() else []
+    require(not leftovers, f"left behind: {leftovers}")
+    return True
+
+
+def sigterm_during_validation(bench: Bench) -> bool:
+    which = bench.rng.choice([1, 2])
+    process = bench.begin(f"--data.num_workers={bench.rng.choice([0, 0, 1])}")
+    trace = bench.work / "run" / "trace"
+    wait_until(lambda: sum("validating" in e for e in read(trace)) >= which, process, SECONDS)
+    time.sleep(bench.rng.random() * 0.1)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
+    code = finish(process, SECONDS)
+    late = any(e.get("validated") == STEPS for e in read(trace))
+    require(code == 0 or (late and code == -signal.SIGTERM), f"ended with {code}: {bench.text()[-800:]}")
+    require("Traceback" not in bench.text(), f"a traceback: {bench.text()[-800:]}")
+    checkpoints_are_good(bench)
+    require(max(resume.step_files(bench.folder)) >= 2 * which - 1, "the checkpoint before the validation is missing")
+    return True
+
+
+KINDS: dict[str, Callable[[Bench], bool]] = {
+    "truncated JPEG": truncated_jpeg,
+    "missing file": missing_file,
+    "id map of another size": map_of_another_size,
+    "unknown category": unknown_category,
+    "box outside the image": box_outside,
+    "NaN weights": weights_not_a_number,
+    "full disk while checkpointing": full_disk,
+    "SIGTERM during validation": sigterm_during_validation,
+}
+
+
+# ---------------------------------------------------------------------------------------------- the campaign
+
+
+@dataclass
+class Result:
+    """Counts by kind, and every promise that was broken."""
+
+    runs: Counter = field(default_factory=Counter)
+    resumed: Counter = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [f"{kind:32s} {self.runs[kind]:5d} {self.resumed[kind]:8d}" for kind in KINDS]
+        head = f"{'fault':32s} {'runs':>5s} {'resumed':>8s}"
+        total = (
+            f"{self.runs.total()} faults, {self.resumed.total()} mended and resumed, {len(self.broken)} broken promises"
+        )
+        return "\n".join([head, *rows, total, *self.broken])
+
+
+def campaign(count: int, seed: int, work: Path, small: Path | None, resumed_share: float, say=print) -> Result:
+    """Inject faults, in turn of all kinds."""
+    spec = MiniSpec(seed=3, size=64, ade=(6, 3), coco=(8, 3), objects365=(8, 5))
+    suite = ensure(work / "mini", spec, progress=False)
+    bench = Bench(suite, work, small or work / "runs", small is not None)
+    bench.runs.mkdir(exist_ok=True)
+    bench.clear()
+    require(finish(bench.begin(), SECONDS) == 0, "the undisturbed run failed")
+    bench.trace = {e["batch"]: e for e in read(work / "run" / "trace") if "batch" in e}
+    result, begun = Result(), time.monotonic()
+    for number in range(count):
+        kind = list(KINDS)[number % len(KINDS)]
+        bench.rng = random.Random(f"{seed} {number}")
+        bench.clear()
+        try:
+            can_go_on = KINDS[kind](bench)
+            result.runs[kind] += 1
+            if can_go_on and bench.rng.random() < resumed_share:
+                goes_on(bench)
+                result.resumed[kind] += 1
+        except AssertionError as error:
+            result.broken.append(f"{number} {kind}: {error}")
+            say(result.broken[-1])
+        if number % 50 == 49:
+            say(f"{number + 1} of {count}, {time.monotonic() - begun:.0f} s, {len(result.broken)} broken")
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resumed", type=float, default=0.2, help="share of the runs that is mended and resumed")
+    parser.add_argument("--small", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="faults"))
+    if options.small is None and shutil.which("unshare"):
+        small = work / "small"
+        small.mkdir()
+        inner = [sys.executable, __file__, *sys.argv[1:], "--small", str(small)]
+        script = 'mount -t tmpfs -o size=48m tmpfs "$1" && shift && exec "$@"'
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(small), *inner]
+        trial = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(small)]
+        if subprocess.run(trial, check=False, capture_output=True).returncode == 0:
+            code = subprocess.run(command, check=False).returncode
+            shutil.rmtree(work, ignore_errors=True)
+            return code
+    print("full disks are", "real" if options.small else "not injected: no file system can be mounted here")
+    result = campaign(options.count, options.seed, work, options.small, options.resumed)
+    print(result)
+    shutil.rmtree(work, ignore_errors=True)
+    return 1 if result.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
