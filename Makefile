@@ -3,7 +3,8 @@
 #   ARGS   overrides for the command line                           ARGS="--trainer.max_steps=50 --data.ratios.coco=2"
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
-#   CKPT   checkpoint to evaluate (default: untrained weights)
+#   CKPT   checkpoint to evaluate (default: untrained weights) or to export: a file, or a folder of shards
+#   OUT    file to export to
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
@@ -25,7 +26,7 @@ CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --ru
          $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats replay score tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats replay score embed export tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +75,12 @@ conf/exp/%.yaml:
 
 score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
 	$(PY) -m dataseg.score --task $(TASK) --gt $(GT) --pred $(PRED) $(ARGS)
+
+embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
+	$(PY) -m dataseg.embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
+
+export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt OUT=model.safetensors (ARGS="--help" for more)
+	$(PY) -m dataseg.export $(CKPT) $(OUT) $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)

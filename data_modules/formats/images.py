@@ -108,7 +108,7 @@ def read_mask(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.boo
 
 
 def read_rgb_ids(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.uint32]:
-    """A panoptic PNG: R + 256 G + 65536 B, uint32 ``[H, W]``.
+    """A panoptic PNG: R + 256 G + 65536 B, uint32 ``[H, W]``; the highest byte means nothing.
 
     Raises:
         UserError: as `read_image`, or not three channels.
@@ -123,7 +123,7 @@ def decode_rgb_ids(content: bytes, what: str, size: tuple[int, int] | None) -> N
         raise UserError(f"{what} is not an 8-bit RGB file, as panoptic maps are")
     rgba = cv2.cvtColor(colors[..., :3], cv2.COLOR_BGR2RGBA)
     ids: NDArray[np.uint32] = rgba.view("<u4")[..., 0]  # little-endian: R is the lowest byte, alpha the highest
-    return ids & np.uint32(0xFFFFFF)
+    return ids
 
 
 def _content(path: Path, dataset: str) -> bytes:

@@ -86,14 +86,14 @@ class PanopticReader(IndexedReader):
 
 
 def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Colour codes -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
+    """Colour codes (their highest byte is ignored) -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
 
     Raises:
         UserError: a colour that is not among the ids.
     """
     flat = colors_HW.ravel()
     heads = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # a row of pixels is few runs of one colour
-    colors = flat[heads]
+    colors = flat[heads] & np.uint32(_COLORS - 1)
     order = np.argsort(ids_K)
     known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
     place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids

@@ -4,11 +4,12 @@
         --vocabularies data_modules/vocabularies/*.json [--model.text.templates=clip]
 
 Text encoder, templates and cache are those of the experiment; embedded are the names of its data sets and of the
-vocabulary files. What the cache holds already is not made again.
+vocabulary files. What the cache holds already is not made again. An experiment without an encoder is only checked.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -21,9 +22,11 @@ from rich.console import Console
 from dataseg.cli import CoTrainingCLI
 from dataseg.model_file import instantiate
 from dataseg.module import CoTrainedSegmenter
-from dataseg.structures import DatasetSpec, UserError, Vocabulary
+from dataseg.structures import UserError, Vocabulary
 from dataseg.text import NearNames, TextEmbeddings, report_shared_names
 from dataseg.text_cache import read_cache
+
+log = logging.getLogger(__name__)
 
 CHUNK = 128
 """Names that are embedded between two writings of the cache: what an interruption costs at most."""
@@ -110,18 +113,26 @@ class EmbedCLI(CoTrainingCLI):
     def instantiate_classes(self) -> None:
         self.text: TextEmbeddings = instantiate(TextEmbeddings, self.config.model.text.as_dict(), "model.text")
         data = instantiate(LightningDataModule, self.config.data.as_dict(), "data")
-        self.specs: dict[str, DatasetSpec] = data.specs
-        self.vocabularies = _different(
-            [
-                *(spec.vocabulary for spec in self.specs.values()),
-                *(Vocabulary.load(path) for path in self.config.vocabularies),
-            ]
-        )
+        own = [spec.vocabulary for spec in data.specs.values()]
+        files = [Vocabulary.load(path) for path in self.config.vocabularies]
+        self.vocabularies = _different([*own, *(files if self.text.encoder else _complete(files, self.text))])
 
 
 def _different(vocabularies: Iterable[Vocabulary]) -> list[Vocabulary]:
     """Each content once."""
     return list({vocabulary.digest: vocabulary for vocabulary in reversed(list(vocabularies))}.values())[::-1]
+
+
+def _complete(vocabularies: Sequence[Vocabulary], text: TextEmbeddings) -> list[Vocabulary]:
+    """Those that a cache without an encoder has all names of; the others are named in a warning."""
+    rows = read_cache(text.cache).rows if text.cache.exists() else {}
+    lacking = {v.name: [p for c in v.classes for p in c.prompts if p not in rows] for v in vocabularies}
+    for name, missing in lacking.items():
+        if missing:
+            log.warning(
+                "%s: left out, %s lacks %d of its names and there is no text.encoder", name, text.cache, len(missing)
+            )
+    return [v for v in vocabularies if not lacking[v.name]]
 
 
 def main(args: ArgsType = None) -> int:

@@ -97,8 +97,18 @@ def test_a_cache_of_another_encoder_is_refused_though_it_has_all_names(tmp_path)
         embed.fill(TextEmbeddings(HashText("two"), cache, "plain"), [some], Console(quiet=True))
 
 
-def test_names_that_no_encoder_makes_end_in_one_message(capsys):
-    assert run("--vocabularies", str(FOLDER / "pascal_context_59.json")) == 2
+def test_without_an_encoder_what_cannot_be_made_is_left_out(capsys, caplog):
+    files = [FOLDER / "mini_coco.json", FOLDER / "pascal_context_59.json"]
+    assert run("--vocabularies", *map(str, files)) == 0
+    assert "pascal_context_59: left out" in caplog.text
+    assert "mini_coco" not in caplog.text
+    output = capsys.readouterr().out
+    assert "mini_coco: 24 classes" in output
+    assert "pascal_context_59: " not in output
+
+
+def test_without_an_encoder_the_experiment_itself_must_be_complete(capsys):
+    assert run("--data.val.ade.vocabulary=pascal_context_59", "--data.train.ade.vocabulary=pascal_context_59") == 2
     assert "Without text.encoder" in capsys.readouterr().err
 
 
