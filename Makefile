@@ -4,7 +4,7 @@
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
 #   CKPT   checkpoint to evaluate (default: untrained weights) or to export: a file, or a folder of shards
-#   OUT    file to export to
+#   OUT    file to export to (default: model.safetensors in the run's folder)
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
@@ -18,8 +18,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 export NO_ALBUMENTATIONS_UPDATE := 1
-# Threads that wait by spinning stall each other as soon as loading processes share the cores (50 times slower, seen on 2).
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that spin while they wait stall each other once other processes share the cores (50 times slower, seen on 2);
+# threads that never spin halve the speed of a run that is alone. A short spin avoids both.
+export GOMP_SPINCOUNT ?= 1000
 
 CLI = $(PY) -m dataseg.cli
 CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --runs $(RUNS) \
@@ -79,8 +80,8 @@ score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (
 embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
 	$(PY) -m dataseg.embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
 
-export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt OUT=model.safetensors (ARGS="--help" for more)
-	$(PY) -m dataseg.export $(CKPT) $(OUT) $(ARGS)
+export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
+	$(PY) -m dataseg.export $(CKPT) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
