@@ -180,9 +180,13 @@ def goes_on(bench: Bench) -> None:
         require(entry == bench.trace[entry["batch"]], f"step {entry['step']} came out differently")
 
 
-def stops_or_skips(bench: Bench, suite: Path, name: str, title: str) -> bool:
-    """For a training sample that cannot be read; whether it can be mended and resumed."""
-    skip = bench.rng.random() < 0.5
+def stops_or_skips(bench: Bench, suite: Path, name: str, title: str, at_once: bool = False) -> bool:
+    """For a training sample that cannot be read; whether it can be mended and resumed.
+
+    Args:
+        at_once: what is amiss shows when the data set is listed, before any sample is read: that always stops.
+    """
+    skip = bench.rng.random() < 0.5 and not at_once
     workers = bench.rng.choice([0, 0, 1])
     options = ["--data.on_error=skip"] if skip else []
     callback = json.dumps({"class_path": "callbacks.UnreadableSamples"})
@@ -217,7 +221,7 @@ def missing_file(bench: Bench) -> bool:
     if dataset == "ade" or (dataset == "coco" and bench.rng.random() < 0.5):  # ADE20k is the images that are there
         path = labels_of(suite, dataset, image_id)
     path.unlink()
-    return stops_or_skips(bench, suite, path.name, TITLES[dataset])
+    return stops_or_skips(bench, suite, path.name, TITLES[dataset], at_once=dataset == "ade")
 
 
 def map_of_another_size(bench: Bench) -> bool:

@@ -95,7 +95,7 @@ def check_run_lengths(counts: bytes, pixels: int) -> None:
     """
     values = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((values & 32) == 0)
-    if values.min() < 0 or values.max() > 63 or not len(ends) or ends[-1] != len(values) - 1:
+    if not len(ends) or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() > 63:
         raise UserError("compressed run lengths that cannot be decoded")
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)

@@ -86,7 +86,9 @@ class PanopticReader(IndexedReader):
 
 
 def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Colour codes (their highest byte is ignored) -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
+    """Colour codes -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
+
+    The highest byte of a code is ignored.
 
     Raises:
         UserError: a colour that is not among the ids.

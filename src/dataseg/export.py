@@ -1,12 +1,12 @@
 r"""Turn a training checkpoint into one file that predicts, and on request into programs without our code.
 
-    python -m dataseg.export runs/mini_all/version_0/checkpoints/best.ckpt model.safetensors
-    python -m dataseg.export CKPT OUT --program model.pt2 --onnx model.onnx --vocabulary coco
-    python -m dataseg.export CKPT OUT --push owner/name
+    python -m dataseg.export runs/mini_all/version_0/checkpoints/best.ckpt --out model.safetensors
+    python -m dataseg.export CKPT --program model.pt2 --onnx model.onnx --vocabulary coco
+    python -m dataseg.export CKPT --push owner/name
 
 The checkpoint is a file, or a folder of shards as FSDP and ModelParallel write it. ``config.yaml`` of its run must lie
 beside it or in a folder above. The file holds weights, configuration, vocabularies and their text vectors:
-``dataseg.load(OUT)`` downloads nothing. Programs are compared with the network before they are handed out.
+``dataseg.load(path)`` downloads nothing. Programs are compared with the network before they are handed out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import yaml
 
+from dataseg import hub
 from dataseg.model_file import ModelFile, build_network, instantiate, network_weights, packages_of, write_model
 from dataseg.predictor import Predictor
 from dataseg.structures import UserError, Vocabulary
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dataseg.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="file, or folder of shards")
-    parser.add_argument("out", type=Path, help="file to write, *.safetensors")
+    parser.add_argument("--out", type=Path, help=f"file to write; default: {hub.FILE_NAME} beside the run's {CONFIG}")
     parser.add_argument("--config", type=Path, help=f"the run's {CONFIG}; default: the nearest above the checkpoint")
     parser.add_argument("--text-cache", type=Path, help="text vectors; default: as the configuration says")
     parser.add_argument("--vocabularies", type=Path, nargs="*", default=[], help="further *.json files to carry along")
@@ -180,20 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.out.suffix != ".safetensors":
-        raise UserError(f"the file to write must end in .safetensors, got {options.out}")
+    out: Path = options.out or (options.config or _config_of(options.checkpoint)).with_name(hub.FILE_NAME)
+    if out.suffix != ".safetensors":
+        raise UserError(f"the file to write must end in .safetensors, got {out}")
     more = [Vocabulary.load(path) for path in options.vocabularies]
     model = model_of(options.checkpoint, options.config, options.text_cache, more)
-    write_model(options.out, model)
-    size, names = f"{options.out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
-    print(f"{options.out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; data sets: {names}")
+    write_model(out, model)
+    size, names = f"{out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
+    print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; data sets: {names}")
     if options.program or options.onnx:
         source = str(options.checkpoint)
         print("\n".join(write_programs(model, source, options.vocabulary, options.program, options.onnx)))
     if options.push:
-        from dataseg.hub import push
-
-        print(f"pushed: {push(options.out, options.push, options.private)}")
+        print(f"pushed: {hub.push(out, options.push, options.private)}")
 
 
 if __name__ == "__main__":

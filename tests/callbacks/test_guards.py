@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from legs import arguments
 
-from callbacks import NonFiniteError, NonFiniteGuard, UnreadableSamples
+from callbacks import NonFiniteError, NonFiniteGuard, Throughput, UnreadableSamples, throughput
 from data_modules.mini import MiniSpec, ensure
 from data_modules.streams import MAX_REPLACEMENTS, TrainView
 from dataseg import replay
@@ -242,3 +243,25 @@ def test_replaced_samples_are_listed_at_the_end(caplog):
     assert "4 samples could not be read" in caplog.text
     assert "3 x x.jpg" in caplog.text
     assert again.found == Counter(callback.found)
+
+
+# -------------------------------------------------------------------------------------------------- slow data
+
+
+def test_waiting_for_data_is_warned_of(caplog, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+    callback, trainer = Throughput(), SimpleNamespace(global_step=1, log_every_n_steps=1, world_size=1, loggers=[])
+    callback.on_train_start(trainer, None)
+    batch = next(iter(Data()))
+    for wait in [1.0, 1.0, 0.1, 1.0, 1.0]:
+        now += wait
+        callback.on_train_batch_start(trainer, None, batch, 0)
+        now += 1.0
+        callback.on_train_batch_end(trainer, None, None, batch, 0)
+    assert "waiting for data" not in caplog.text
+    now += 1.5
+    callback.on_train_batch_start(trainer, None, batch, 0)
+    now += 1.0
+    callback.on_train_batch_end(trainer, None, None, batch, 0)
+    assert "60 % of the time is spent waiting for data" in caplog.text

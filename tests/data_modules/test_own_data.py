@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,10 +11,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_data import SIZE, color_of, write_coco, write_objects365
 from jsonargparse import ArgumentParser
 
-from data_modules import CocoPanoptic, CoTraining, HubDataset, LabelMaps, MaskFolders, MissingDataError
+from data_modules import CocoPanoptic, CoTraining, HubDataset, LabelMaps, MaskFolders, MissingDataError, Reader
+from data_modules.experiment import Experiment
 from data_modules.vocabularies import OwnClass, resolve
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Task, UserError
 
@@ -314,3 +318,37 @@ def test_colors_of_panoptic_maps_are_checked(tmp_path, hf_cache):
     with pytest.raises(UserError, match=r"train row 1: .*999999"):
         reader.load(1)
     assert torch.is_tensor(reader.load(2)[1].ids)
+
+
+def test_the_guide_is_right(tmp_path, monkeypatch):
+    """Its walk-through, as it stands there, on data in the layout that it describes."""
+    root = Path(__file__).resolve().parents[2]
+    blocks = re.findall(r"```yaml\n(.*?)```", (root / "docs/own_data.md").read_text(), re.DOTALL)
+    base = tmp_path / "datasets/bridges"
+    base.mkdir(parents=True)
+    for split in ("train", "val"):
+        made = write_coco(tmp_path / split, split="x")
+        (base / "photos").mkdir(exist_ok=True)
+        (made / "x").rename(base / "photos" / split)
+        content = json.loads((made / "annotations/panoptic_x.json").read_text())
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["category_id"] = {1: 1, 200: 10, 17: 2}[segment["category_id"]]
+        (base / f"{split}.json").write_text(json.dumps(content))
+        if split == "train":
+            (made / "annotations/panoptic_x").rename(base / "train")
+        else:
+            shutil.make_archive(str(base / "val"), "zip", made / "annotations/panoptic_x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment.yaml").write_text(
+        blocks[0].replace("../model/r50.yaml", str(root / "conf/model/mini.yaml"))
+    )
+    experiment = Experiment({}, [f"--config={root / 'conf/base.yaml'}", "--config=experiment.yaml"])
+    experiment.data.setup("fit")
+    for reader in experiment.readers().values():
+        assert len(reader) == 6
+        assert {reader.vocabulary.names[k] for k in reader.load(1)[1].labels} == {"bolt", "crack", "concrete"}
+    for block in blocks[1:]:
+        parser = ArgumentParser()
+        parser.add_subclass_arguments(Reader, "reader")
+        parser.instantiate_classes(parser.parse_object({"reader": yaml.safe_load(block)}))

@@ -1,7 +1,7 @@
 """From a training run's folder to one file that predicts, to programs, and to the hub."""
 
+import contextlib
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -51,12 +51,8 @@ def base(tmp_path_factory) -> Path:
     """A folder with data and a run."""
     base = tmp_path_factory.mktemp("base")
     ensure(base / "mini", MiniSpec(seed=3, size=64, ade=(3, 2), coco=(3, 2), objects365=(3, 2)), progress=False)
-    here = Path.cwd()
-    os.chdir(ROOT)  # the text cache's path is relative to it
-    try:
+    with contextlib.chdir(ROOT):  # the text cache's path is relative to it
         cli.main(arguments("fit", base, "--exp=small"))
-    finally:
-        os.chdir(here)
     return base
 
 
@@ -73,8 +69,10 @@ def checkpoint(base) -> Path:
 @pytest.fixture(scope="module")
 def exported(base, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("out") / "model.safetensors"
-    os.chdir(ROOT)
-    assert export.main([str(base / "runs" / "small" / "test" / "checkpoints" / "best.ckpt"), str(path)]) == 0
+    with contextlib.chdir(ROOT):
+        assert (
+            export.main([str(base / "runs" / "small" / "test" / "checkpoints" / "best.ckpt"), "--out", str(path)]) == 0
+        )
     return path
 
 
@@ -123,12 +121,19 @@ def reader_index(reader, image_id: str) -> int:
     return next(i for i in range(len(reader)) if reader.image_id(i) == image_id)
 
 
+def test_lies_beside_the_configuration_by_default(checkpoint, exported):
+    assert export.main([str(checkpoint)]) == 0
+    written = checkpoint.parents[1] / "model.safetensors"
+    assert written.read_bytes() == exported.read_bytes()
+    written.unlink()
+
+
 def test_vocabularies_can_be_carried_along(checkpoint, tmp_path):
     extra = Vocabulary.load(ROOT / "data_modules" / "vocabularies" / "mini_ade.json").to_json() | {"name": "extra"}
     file = tmp_path / "extra.json"
     file.write_text(json.dumps(extra))
     out = tmp_path / "m.safetensors"
-    assert export.main([str(checkpoint), str(out), "--vocabularies", str(file)]) == 0
+    assert export.main([str(checkpoint), "--out", str(out), "--vocabularies", str(file)]) == 0
     assert set(read_model(out).vocabularies) == {"ade", "ade_panoptic", "coco", "o365", "extra"}
     file.write_text(json.dumps(extra | {"name": "coco"}))
     with pytest.raises(UserError, match=r"\['coco'\] have the names of data sets"):
@@ -139,13 +144,13 @@ def test_a_missing_configuration_has_a_remedy(checkpoint, tmp_path, capsys):
     alone = tmp_path / "alone" / "deep" / "alone.ckpt"
     alone.parent.mkdir(parents=True)
     shutil.copy(checkpoint, alone)
-    assert export.main([str(alone), str(tmp_path / "m.safetensors")]) == 2
+    assert export.main([str(alone), "--out", str(tmp_path / "m.safetensors")]) == 2
     message = capsys.readouterr().err
     assert "no config.yaml of its run in" in message
     assert "--config" in message
     assert str(alone.parent) in message
     config = checkpoint.parents[1] / "config.yaml"
-    assert export.main([str(alone), str(tmp_path / "m.safetensors"), "--config", str(config)]) == 0
+    assert export.main([str(alone), "--out", str(tmp_path / "m.safetensors"), "--config", str(config)]) == 0
 
 
 def test_another_configuration_is_refused(checkpoint, tmp_path):
@@ -210,7 +215,7 @@ def test_what_is_no_checkpoint_is_named(checkpoint, tmp_path):
 
 
 def test_the_name_must_say_what_it_is(checkpoint, tmp_path, capsys):
-    assert export.main([str(checkpoint), str(tmp_path / "m.bin")]) == 2
+    assert export.main([str(checkpoint), "--out", str(tmp_path / "m.bin")]) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
 
 
@@ -257,7 +262,7 @@ class FakeApi:
 def test_push(exported, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     out = tmp_path / "m.safetensors"
-    assert export.main([str(checkpoint), str(out), "--push", "owner/name", "--private"]) == 0
+    assert export.main([str(checkpoint), "--out", str(out), "--push", "owner/name", "--private"]) == 0
     assert "pushed: https://hub/owner/name/commit/1" in capsys.readouterr().out
     (create, commit) = FakeApi.calls
     assert create == ("create", "owner/name", True, "model", True)
