@@ -63,7 +63,7 @@ class CoTraining(LightningDataModule):
         train: dict[str, Reader] | None = None,
         val: dict[str, Reader] | None = None,
         ratios: dict[str, float] | None = None,
-        root: str | Path = "datasets",
+        root: str | Path = "data",
         image_size: int = 640,
         batch_size: int = 16,
         scale_range: tuple[float, float] = (0.1, 2.0),

@@ -324,7 +324,7 @@ def test_the_guide_is_right(tmp_path, monkeypatch):
     """Its walk-through, as it stands there, on data in the layout that it describes."""
     root = Path(__file__).resolve().parents[2]
     blocks = re.findall(r"```yaml\n(.*?)```", (root / "docs/own_data.md").read_text(), re.DOTALL)
-    base = tmp_path / "datasets/bridges"
+    base = tmp_path / "data/bridges"
     base.mkdir(parents=True)
     for split in ("train", "val"):
         made = write_coco(tmp_path / split, split="x")
