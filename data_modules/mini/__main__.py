@@ -1,4 +1,4 @@
-"""``python -m data_modules.mini --out data/mini``: make the mini suite, unless it is there already."""
+"""``python -m data_modules.mini --out mini_suite``: make the mini suite, unless it is there already."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from data_modules.mini.suite import MiniSpec, ensure
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_modules.mini", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/mini"), help="folder to make (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("mini_suite"), help="folder to make (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=MiniSpec.seed)
     parser.add_argument("--size", type=int, default=MiniSpec.size, help="shorter side, pixels (default: %(default)s)")
     arguments = parser.parse_args()
