@@ -6,6 +6,10 @@
 #   CKPT   checkpoint to evaluate (default: untrained weights) or to export: a file, or a folder of shards
 #   OUT    file to export to (default: model.safetensors in the run's folder)
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
+#   WITH   overlays on the experiment: files of conf/with without .yaml        make train EXP=mini_all WITH="mixed_batches"
+#   ON     what to evaluate on: all = every data set there is, trained on or not (default: the experiment's own)
+#   SUITE  table of experiments: a file of conf/suite without .yaml            make ablation SUITE=scaling_mini SEEDS=3
+#   SEEDS  seeds of each row (default 1); PARALLEL  runs at a time; DRY=1  print the commands, for MACHINES=n machines
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
 
@@ -14,6 +18,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 RUNS ?= runs
 EXP ?= mini_all
+SUITE ?= scaling_mini
+SEEDS ?= 1
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
@@ -23,15 +29,19 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export GOMP_SPINCOUNT ?= 1000
 
 CLI = $(PY) -m dataseg.cli
-CONFIG = --config conf/base.yaml --config conf/exp/$(EXP).yaml --exp $(EXP) --runs $(RUNS) \
+CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/with/$(overlay).yaml) \
+         --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs $(RUNS) \
+         $(if $(ON),--config conf/on/$(if $(filter mini_%,$(EXP)),mini_)$(ON).yaml) \
          $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats replay score embed export tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats ablation report replay score embed export tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo; echo "  experiments: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"
+	@echo "  overlays (WITH): $(sort $(basename $(notdir $(wildcard conf/with/*.yaml))))"
+	@echo "  suites: $(sort $(basename $(notdir $(wildcard conf/suite/*.yaml))))"
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -68,6 +78,13 @@ data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment'
 data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one page: EXP=mini_all
 	$(PY) -m data_modules.stats $(CONFIG) $(ARGS)
 
+ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
+	$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs $(RUNS) \
+	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) $(ARGS)
+
+report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)
+	$(PY) -m dataseg.report --suite conf/suite/$(SUITE).yaml --runs $(RUNS) $(if $(OUT),--out $(OUT)) $(ARGS)
+
 replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
 	$(PY) -m dataseg.replay $(FILE) $(ARGS)
 
@@ -84,7 +101,7 @@ export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best
 	$(PY) -m dataseg.export $(CKPT) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 tensorboard: setup ## look at all runs
-	$(VENV)/bin/tensorboard --logdir $(RUNS) $(ARGS)
+	$(VENV)/bin/tensorboard --logdir $(RUNS) --samples_per_plugin images=50 $(ARGS)
 
 clean: ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

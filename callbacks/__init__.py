@@ -2,6 +2,7 @@
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.class_tables import ClassTables
+from callbacks.dashboard import Dashboard
 from callbacks.evaluation import Evaluation
 from callbacks.guards import NonFiniteError, NonFiniteGuard, UnreadableSamples
 from callbacks.losses import LossCurves
@@ -14,6 +15,7 @@ from callbacks.throughput import Throughput
 __all__ = [
     "Checkpoints",
     "ClassTables",
+    "Dashboard",
     "Evaluation",
     "LossCurves",
     "NonFiniteError",

@@ -21,11 +21,18 @@ Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
 PRIMARY = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
 """The figure of each task that stands for a data set in `score` and in the final table."""
 
+FIGURES = {Task.SEMANTIC: "miou|.+_accuracy|fwiou|coverage", Task.PANOPTIC: "pq|sq|rq", Task.INSTANCE: "mask_"}
+"""Regular expression that the names of a task's figures begin with, and those of no other task."""
+
+TAG = "metrics/"
+"""Stands before a figure's name in loggers, so that TensorBoard groups them."""
+
 
 class Evaluation(pl.Callback):
-    """mIoU, PQ and mask AP of each validation data set, logged as ``<data set>.<metric>`` in percent.
+    """mIoU, PQ and mask AP of each validation data set in percent, as ``<data set>.<metric>``.
 
-    ``score``, the mean of the data sets' primary figures, is logged too: checkpoints are compared by it.
+    ``score``, the mean of the data sets' primary figures, is among them: checkpoints are compared by it. Callbacks find
+    all in ``trainer.callback_metrics``, loggers get those that are defined as ``metrics/<data set>.<metric>``.
 
     Args:
         iou_convention: which classes mIoU is averaged over; see `dataseg.metrics.MeanIoU`.
@@ -106,4 +113,12 @@ class Evaluation(pl.Callback):
                 self.confusion[dataset] = metric.confusion_matrix()
         defined = [self.results[key] for key in self.primary if math.isfinite(self.results[key])]
         self.results["score"] = sum(defined) / max(1, len(defined))
-        pl_module.log_dict({key: torch.tensor(value) for key, value in self.results.items()}, rank_zero_only=True)
+        self._publish(trainer)
+
+    def _publish(self, trainer: pl.Trainer) -> None:
+        """Not by Lightning's ``log``: it wants to reduce over ranks what every rank has, and has one name for all."""
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in self.results.items()})
+        defined = {TAG + key: value for key, value in self.results.items() if math.isfinite(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(defined, step=trainer.global_step)
+            logger.save()

@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
-import cv2
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.drawing import Picture, draw, enlarge
+from callbacks.board import board
+from callbacks.legend import BACKGROUND, legend, present, titles
+from dataseg.drawing import Picture, draw, fit, resize
 from dataseg.module import CoTrainedSegmenter
-from dataseg.structures import Batch, InstanceMasks, SegmentMap, Segments, Target, Task
+from dataseg.structures import Batch, InstanceMasks, SegmentMap, Segments, Target, Task, Vocabulary
+
+TITLES = ("image", "ground truth", "prediction")
+GAP = 4
 
 
 class Panels(pl.Callback):
@@ -44,8 +47,8 @@ class Panels(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        logger = trainer.logger
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+        writer = None if trainer.sanity_checking else board(trainer)
+        if writer is None:
             return
         for name, predictions in cast(Mapping[str, list[Segments]], outputs).items():
             task = Task(name)
@@ -55,26 +58,30 @@ class Panels(pl.Callback):
                 self._shown[batch.dataset, task] += 1
                 picture = self._panel(cast(CoTrainedSegmenter, pl_module), batch, i, prediction, task)
                 title = f"{batch.dataset}.{task}/{batch.image_ids[i]}"
-                logger.experiment.add_image(title, picture, trainer.global_step, dataformats="HWC")
+                writer.add_image(title, picture, trainer.global_step, dataformats="HWC")
 
     def _panel(self, module: CoTrainedSegmenter, batch: Batch, index: int, prediction: Segments, task: Task) -> Picture:
         vocabulary = module.datasets[batch.dataset].vocabulary
         rows, columns = batch.sizes[index]
         image = batch.images[index, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
-        height, width = batch.original_sizes[index]
-        image = cast(Picture, cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+        size = self._size(*batch.original_sizes[index])
+        image = resize(cast(Picture, image), size)
         truth = batch.targets[index].to("cpu")
+        if isinstance(truth, SegmentMap):
+            truth = fit(truth, size)  # first: what follows takes time for every pixel
         if task is Task.SEMANTIC:
             truth = _by_class(cast(SegmentMap, truth), len(vocabulary))
         shown = self._confident(prediction.to("cpu"))
-        zoom = max(1, self.max_side // max(height, width))
-        drawn = [draw(image, segments, vocabulary, zoom=zoom) for segments in (truth, shown)]
-        gap = np.full((height * zoom, 4, 3), 255, np.uint8)
-        panel = np.concatenate([enlarge(image, zoom), gap, drawn[0], gap, drawn[1]], axis=1)
+        if isinstance(shown, SegmentMap):
+            shown = fit(shown, size)
+        pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
+        return _framed(pictures, present((truth, shown), vocabulary), vocabulary)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of one picture; enlarged by a whole factor, so that every pixel is a square."""
         scale = self.max_side / max(height, width)
-        if scale < 1:
-            panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return cast(Picture, panel)
+        scale = int(scale) if scale >= 1 else scale
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _confident(self, prediction: Segments) -> Segments:
         if not isinstance(prediction, InstanceMasks) or prediction.scores is None:
@@ -86,6 +93,17 @@ class Panels(pl.Callback):
             size=prediction.size,
             scores=prediction.scores[keep],
         )
+
+
+def _framed(pictures: list[Picture], labels: list[int], vocabulary: Vocabulary) -> Picture:
+    """Side by side, under their titles and above the legend."""
+    height, width = pictures[0].shape[:2]
+    gap = np.full((height, GAP, 3), BACKGROUND, np.uint8)
+    row = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
+    text = min(max(row.shape[1] / 1000, 0.4), 1.5)  # readable when the panel is shown at a third of its size
+    above = titles(TITLES, width, GAP, text)
+    below = legend(labels, vocabulary, row.shape[1], text)
+    return np.concatenate([above, row, below], axis=0)
 
 
 def _by_class(truth: SegmentMap, count: int) -> Target:

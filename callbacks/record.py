@@ -24,13 +24,15 @@ class RunRecord(pl.Callback):
     """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
 
     The file holds every figure of the newest validation at its top level, ``<data set>.<metric>`` in percent (null
-    where undefined), and beside them ``run`` (step, seed, versions), ``conventions`` (averaging and crowd rule, hash of
-    the class names, text model), ``history`` (the primary figures by step), ``per_class`` (percent, and counts) and
-    ``confusion`` (pixels: a row for each ground-truth class, a column for each predicted one, the last for none).
+    where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary figures by
+    step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
+    for each predicted one, the last for none).
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float | None]] = []
+        self._loaded_step = 0
         self._file: Path | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -38,6 +40,18 @@ class RunRecord(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._loaded_step = int(checkpoint["global_step"])
+
+    def _weights(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Which are evaluated: those of this run's step, or a checkpoint's; what a run resumed from is no matter."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            return {"step": trainer.global_step, "checkpoint": None}
+        path = trainer.ckpt_path
+        return {"step": self._loaded_step, "checkpoint": None if path is None else str(path)}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -52,7 +66,7 @@ class RunRecord(pl.Callback):
         if trainer.is_global_zero and self._file is not None:
             content = {
                 **results,
-                "run": _describe(trainer, pl_module),
+                "run": _describe(trainer, pl_module) | self._weights(trainer),
                 "conventions": _conventions(evaluation, pl_module),
                 "history": self.history,
                 "per_class": _per_class(evaluation),
@@ -71,7 +85,7 @@ class RunRecord(pl.Callback):
         evaluation = Evaluation.of(trainer)
         if not trainer.is_global_zero or not evaluation.results:
             return
-        table = Table(title=f"step {trainer.global_step} (percent)")
+        table = Table(title=f"step {self._weights(trainer)['step']} (percent)")
         table.add_column("data set")
         table.add_column("task")
         table.add_column("primary", justify="right")
@@ -92,7 +106,6 @@ def _defined(value: float) -> float | None:
 
 def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     return {
-        "step": trainer.global_step,
         "max_steps": trainer.max_steps,
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "world_size": trainer.world_size,

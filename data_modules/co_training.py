@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch.utils.data import DataLoader
 
-from data_modules.formats.base import MissingDataError, Reader
+from data_modules.formats.base import Reader
 from data_modules.formats.cache import use_cache
 from data_modules.mini import MiniSpec, ensure
-from data_modules.order import blocks
+from data_modules.missing import Missing, NamedError, explain, find_missing, split, tell_skipped
+from data_modules.order import blocks, tempered
 from data_modules.streams import OnError, Schedule, Stream, TrainView, evaluation_loader, names_of, share_out
 from data_modules.transforms import EvaluationTransform, TrainTransform
 from dataseg.structures import DatasetSpec, Sample, Task, UserError, Views, Vocabulary
@@ -33,9 +35,11 @@ class CoTraining(LightningDataModule):
         train: readers to train on, by data set name. Those without a ratio above 0 are not even looked for on disk.
         val: readers to evaluate on, by data set name.
         ratios: sampling ratios by name in ``train``: any subset, any positive numbers.
+        ratio_exponent: the ratios are taken to this power, 1 / sampling temperature: 0 makes those above 0 equal.
         root: folder that holds the data sets.
         image_size: side of the square training crops, pixels.
-        batch_size: samples of one optimisation step: over all ranks and accumulated batches together.
+        batch_size: samples of one optimisation step: over all ranks and accumulated batches together, which must divide
+            it. With ``mixed`` it is raised to the next number that ratios, ranks and accumulation divide.
         scale_range: large-scale jitter; 1 = the longer side becomes ``image_size``.
         flip: probability of a horizontal flip.
         color_jitter: strength of the colour changes, 0 = none.
@@ -54,6 +58,8 @@ class CoTraining(LightningDataModule):
         mixed: every batch holds all data sets, in the ratios.
         on_error: what becomes of a training sample that cannot be read: "stop" ends the run with file and data set
             named, "skip" puts the data set's next sample in its place. Evaluation always stops.
+        missing: what becomes of an evaluation set whose files are not there: "stop" ends the run, "skip" leaves the
+            set out, with one warning for all of them. Training sets, and at least one evaluation set, must be there.
         mini: make the mini suite below ``root`` if it is not there.
         cache: folder for indexes of large annotation files; None = ``$DATASEG_CACHE``, else the user's cache folder.
     """
@@ -63,6 +69,7 @@ class CoTraining(LightningDataModule):
         train: dict[str, Reader] | None = None,
         val: dict[str, Reader] | None = None,
         ratios: dict[str, float] | None = None,
+        ratio_exponent: float = 1,
         root: str | Path = "data",
         image_size: int = 640,
         batch_size: int = 16,
@@ -81,6 +88,7 @@ class CoTraining(LightningDataModule):
         seed: int = 0,
         mixed: bool = False,
         on_error: OnError = "stop",
+        missing: Missing = "stop",
         mini: MiniSpec | None = None,
         cache: str | Path | None = None,
     ) -> None:
@@ -88,9 +96,11 @@ class CoTraining(LightningDataModule):
         if cache is not None:
             use_cache(cache)
         self.root = Path(root)
-        self.ratios = active_ratios(train or {}, ratios or {})
+        self.ratios = active_ratios(train or {}, ratios or {}, ratio_exponent)
         self.train_readers: dict[str, Reader] = {name: (train or {})[name] for name in self.ratios}
-        self.val_readers: dict[str, Reader] = dict(val or {})
+        self.missing: Missing = missing
+        self._skipped: list[NamedError] = []
+        self._val: dict[str, Reader] = dict(val or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.views = Views(tuple(eval_scales), eval_flip, eval_window, eval_overlap)
@@ -108,13 +118,13 @@ class CoTraining(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        semantic = any(Task.SEMANTIC in reader.tasks for reader in self.val_readers.values())
-        if self.val_readers and not semantic and not self.views.is_plain:
+        semantic = any(Task.SEMANTIC in reader.tasks for reader in self._val.values())
+        if self._val and not semantic and not self.views.is_plain:
             raise UserError(
                 "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no data set of data.val "
                 "has one: leave them out"
             )
-        for name, reader in self.val_readers.items():
+        for name, reader in self._val.items():
             if reader.gives == "boxes":
                 raise UserError(f"data.val.{name}: {reader.title} has boxes only, no metric here can score them")
             other = self.train_readers.get(name)
@@ -125,6 +135,19 @@ class CoTraining(LightningDataModule):
                 )
 
     # -------------------------------------------------------------------------------------- what others ask
+
+    @cached_property
+    def val_readers(self) -> dict[str, Reader]:
+        """Readers to evaluate on, by name; with ``missing="skip"``, those whose files are there when first asked.
+
+        Raises:
+            UserError: ``missing="skip"``, and none is there.
+        """
+        if self.missing == "stop":
+            return self._val
+        self._ensure_mini()
+        present, self._skipped = split(self._val, self.root)
+        return present
 
     @property
     def vocabularies(self) -> dict[str, Vocabulary]:
@@ -165,9 +188,12 @@ class CoTraining(LightningDataModule):
         Raises:
             UserError: as `setup`.
         """
+        self._ensure_mini()
+        self._locate(self._wanted(stage))
+
+    def _ensure_mini(self) -> None:
         if self.mini is not None:
             ensure(self.root, self.mini)
-        self._locate(self._wanted(stage))
 
     def setup(self, stage: str) -> None:
         """Find the data sets this stage needs, all of them before any is read, then index them.
@@ -177,6 +203,9 @@ class CoTraining(LightningDataModule):
         """
         wanted = [(name, reader) for name, reader in self._wanted(stage) if id(reader) not in self._ready]
         self._locate(wanted)
+        if self._skipped:
+            log.warning(tell_skipped(self._skipped, len(self._val), self.root))
+            self._skipped = []
         for name, reader in wanted:
             reader.read()
             self._ready.add(id(reader))
@@ -188,19 +217,10 @@ class CoTraining(LightningDataModule):
             raise UserError("nothing to train on: give data.train and data.ratios")
         return [*self.val_readers.items(), *(self.train_readers.items() if stage == "fit" else ())]
 
-    def _locate(self, wanted: Sequence[tuple[str, Reader]]) -> None:
-        missing = []
-        for name, reader in wanted:
-            try:
-                reader.locate(self.root)
-            except MissingDataError as error:
-                missing.append(f"- {name}: {error}")
+    def _locate(self, wanted: list[tuple[str, Reader]]) -> None:
+        missing = find_missing(wanted, self.root)
         if missing:
-            folder = self.root.absolute()
-            raise UserError(
-                f"{len(missing)} of {len(wanted)} data sets are missing below {folder} "
-                "(set data.root to look elsewhere)\n" + "\n".join(missing)
-            )
+            raise UserError(explain(missing, len(wanted), self.root))
 
     def train_dataloader(self) -> CombinedLoader:
         trainer = self.trainer
@@ -220,6 +240,12 @@ class CoTraining(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             mixed=self.mixed,
         )
+        if schedule.batch_size != self.batch_size:
+            shares = ", ".join(f"{name} {share}" for name, share in schedule.shares.items())
+            rank_zero_info(
+                f"mixed batches: {schedule.batch_size} samples a step ({shares}), not {self.batch_size}: the ratios"
+                " divide no fewer"
+            )
         workers = share_out(self.num_workers, self.ratios)
         self._close()
         self._streams = {
@@ -265,8 +291,8 @@ class CoTraining(LightningDataModule):
         return self.val_dataloader()
 
 
-def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratios above 0, by name in sorted order.
+def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float], exponent: float = 1) -> dict[str, float]:
+    """The ratios above 0 to the power of ``exponent`` (see `tempered`), by name in sorted order.
 
     Raises:
         UserError: a ratio for a data set that ``train`` lacks, or one that is negative.
@@ -275,6 +301,9 @@ def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float]) -> dict
     if unknown:
         raise UserError(f"data.ratios names {names_of(unknown)}, but data.train has {names_of(list(train))}")
     active = {name: float(ratios[name]) for name in sorted(ratios) if ratios[name] != 0}
-    if active:
-        blocks(active)
+    if not active:
+        return active
+    blocks(active)
+    active = tempered(active, exponent)
+    blocks(active)
     return active

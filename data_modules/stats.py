@@ -1,6 +1,6 @@
 """Describes an experiment's data sets on one page: how much of what there is, how large, and what vocabularies share.
 
-``python -m data_modules.stats --config conf/base.yaml --config conf/exp/mini_all.yaml --exp mini_all``
+``python -m data_modules.stats --config conf/exp/mini_all.yaml --exp mini_all``
 
 Writes ``runs/<exp>/data_stats.html``, which needs no other file.
 """

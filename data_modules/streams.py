@@ -15,9 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from data_modules.formats.base import Reader
-from data_modules.order import dataset_of, position_at, sample_of
+from data_modules.order import blocks, dataset_of, position_at, sample_of
 from data_modules.transforms import EvaluationTransform, TrainTransform
 from dataseg.structures import UNREADABLE, Batch, Sample, Task, UserError
+
+MAX_RAISE = 8
+"""Largest factor by which mixed batches may be raised unasked."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class Schedule:
     Attributes:
         seed: of the whole order.
         ratios: sampling ratios above 0.
-        batch_size: samples per optimisation step, over all ranks and accumulated micro-batches.
+        batch_size: samples per optimisation step, over all ranks and accumulated micro-batches. With ``mixed`` it is
+            raised to the next number that the ratios come out even at on every rank and micro-batch.
         world_size: ranks.
         rank: this one.
         accumulate: micro-batches per optimisation step.
         mixed: every batch holds all data sets.
+        shares: samples of an optimisation step by data set.
     """
 
     seed: int
@@ -44,20 +49,26 @@ class Schedule:
     shares: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        total = sum(self.ratios.values())
-        shares = {}
-        for name, ratio in self.ratios.items():
-            exact = self.batch_size * ratio / total if self.mixed else float(self.batch_size)
-            share = round(exact)
-            parts = self.world_size * self.accumulate
-            if share < 1 or not math.isclose(share, exact, abs_tol=1e-6) or share % parts:
-                of_it = f" ({name!r} has {exact:g} of it)" if self.mixed else ""
+        parts = self.world_size * self.accumulate
+        if not self.mixed:
+            if self.batch_size < 1 or self.batch_size % parts:
                 raise UserError(
-                    f"batch_size={self.batch_size}{of_it} must be a multiple of {parts} = {self.world_size} ranks x "
+                    f"batch_size={self.batch_size} must be a multiple of {parts} = {self.world_size} ranks x "
                     f"{self.accumulate} accumulated batches; it counts the samples of one optimisation step"
                 )
-            shares[name] = share
-        object.__setattr__(self, "shares", shares)
+            object.__setattr__(self, "shares", dict.fromkeys(self.ratios, self.batch_size))
+            return
+        quotas = blocks(self.ratios)
+        unit = sum(quotas.values()) * parts
+        rounds = max(1, math.ceil(self.batch_size / unit))
+        if rounds * unit > MAX_RAISE * self.batch_size:
+            raise UserError(
+                f"mixed batches of the ratios {quotas} on {self.world_size} ranks x {self.accumulate} accumulated "
+                f"batches hold a multiple of {unit} samples, but batch_size={self.batch_size}: set that, use rounder "
+                "ratios or accumulate less"
+            )
+        object.__setattr__(self, "batch_size", rounds * unit)
+        object.__setattr__(self, "shares", {name: rounds * parts * quotas[name] for name in self.ratios})
 
     def micro_batch_size(self, dataset: str) -> int:
         """Samples of one batch on one rank."""

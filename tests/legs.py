@@ -111,7 +111,6 @@ def arguments(suite: Path, runs: Path, trace: Path, *more: str, run: str = "test
     callbacks += [{"class_path": "legs.Trace", "init_args": {"path": str(trace)}}]
     return [
         "fit",
-        f"--config={ROOT / 'conf' / 'base.yaml'}",
         f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
         "--exp=mini_all",
         f"--run={run}",

@@ -11,12 +11,16 @@ from jsonargparse import ArgumentParser, Namespace
 from data_modules import CoTraining, Reader
 from dataseg.cli import CoTrainingCLI
 from dataseg.module import CoTrainedSegmenter
+from dataseg.structures import ClassEmbeddings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = sorted((CONF / "exp").glob("*.yaml"))
 MODELS = sorted((CONF / "model").glob("*.yaml"))
 READERS = sorted((CONF / "data").rglob("*.yaml"))
 OVERLAYS = sorted((CONF / "strategy").glob("*.yaml"))
+METHODS = sorted((CONF / "with").glob("*.yaml"))
+ON = sorted((CONF / "on").glob("*.yaml"))
+SUITES = sorted((CONF / "suite").glob("*.yaml"))  # loaded by test_ablation
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,7 @@ def ids(path: Path) -> str:
 
 
 def test_no_yaml_is_forgotten():
-    built = {CONF / "base.yaml", *EXPERIMENTS, *MODELS, *READERS, *OVERLAYS}
+    built = {CONF / "base.yaml", *EXPERIMENTS, *MODELS, *READERS, *OVERLAYS, *METHODS, *ON, *SUITES}
     assert built == set(CONF.rglob("*.yaml"))
 
 
@@ -85,7 +89,7 @@ def parse(paths: list[Path], *more: str) -> Parsed:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
 def test_experiment(path: Path):
-    config = parse([CONF / "base.yaml", path]).config
+    config = parse([path]).config
     data = build("data", config.data)
     assert isinstance(data, CoTraining)
     assert set(data.train_readers) == set(data.ratios)
@@ -98,13 +102,51 @@ def test_experiment(path: Path):
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=ids)
 def test_overlay_goes_with_an_experiment(path: Path):
-    cli = parse([CONF / "base.yaml", CONF / "exp" / "mini_all.yaml", path])
+    cli = parse([CONF / "exp" / "mini_all.yaml", path])
     for key in yaml.safe_load(path.read_text()):
         assert key in cli.config
+
+
+def random_vectors(width: int):
+    """Stands in for the text embeddings, whose encoder is a download."""
+
+    def text(vocabulary) -> ClassEmbeddings:
+        count = len(vocabulary)
+        return ClassEmbeddings(torch.randn(count, width), torch.arange(count), count, vocabulary.name)
+
+    text.provenance = "random"
+    return text
+
+
+@pytest.mark.parametrize("experiment", ["mini_all", "r50_all"])
+@pytest.mark.parametrize("path", METHODS, ids=ids)
+def test_method_overlay_is_built_on(path: Path, experiment: str):
+    assert path.read_text().startswith("# ")
+    cli = parse([CONF / "exp" / f"{experiment}.yaml", path])
+    data = build("data", cli.config.data)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CoTrainedSegmenter, "model", skip={"datasets", "text"}, instantiate=False)
+    config = cli.config.model.clone()
+    config.network.init_args.backbone.init_args.pretrained = False
+    del config["text"]
+    with torch.device("meta" if experiment == "r50_all" else "cpu"):
+        parts = parser.instantiate_classes(Namespace(model=config)).model
+        text = random_vectors(parts["network"].classifier.text_dim)
+        model = CoTrainedSegmenter(**parts, text=text, datasets=data.specs)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+@pytest.mark.parametrize("path", ON, ids=ids)
+def test_evaluation_overlay_names_every_set_of_the_experiment(path: Path):
+    experiment = CONF / "exp" / ("mini_all.yaml" if path.stem == "mini_all" else "r50_all.yaml")
+    plain, overlaid = (build("data", parse([experiment, *more]).config.data) for more in ([], [path]))
+    overlaid.missing = "stop"  # on all, whatever this disk holds
+    assert set(plain.val_names) < set(overlaid.val_names)
+    assert {name: overlaid.vocabularies[name] for name in plain.val_names} == plain.vocabularies
 
 
 @pytest.mark.parametrize("wrong", ["--trainer.max_stepz=3", "--data.ratioz.ade=1", "--model.network.querys=1"])
 def test_misspelt_overrides_are_refused(wrong: str, capsys):
     with pytest.raises((SystemExit, ValueError)) as stop:
-        parse([CONF / "base.yaml", CONF / "exp" / "mini_all.yaml"], wrong)
+        parse([CONF / "exp" / "mini_all.yaml"], wrong)
     assert wrong.split("=")[0].rsplit(".", 1)[1] in capsys.readouterr().err + str(stop.value)

@@ -126,6 +126,19 @@ def test_ranks_share_validation_and_agree_with_one(ddp, suite, tmp_path):
     assert alone["per_class"] == shared["per_class"]
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
+    """What a step leaves out of its vocabularies, and groups that differ from rank to rank, hold nobody up."""
+    overlays = ("classifier_learnt", "background_separate", "merge_predictions")
+    options = [*OPTIONS, *(f"--config={legs.ROOT / 'conf' / 'with' / overlay}.yaml" for overlay in overlays)]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    alone = run_single(suite, tmp_path / "one", *options)
+    together = run_two(suite, tmp_path / "two", *options, *strategy(name))
+    assert_same_course(alone, together, STEPS)
+    assert_same_gradient(alone, together)
+
+
 def test_fsdp_takes_the_same_steps(single, fsdp):
     assert_same_course(single, fsdp, STEPS)
 

@@ -11,7 +11,7 @@ from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = MiniSpec(seed=3, size=64, ade=(6, 4), coco=(8, 4), objects365=(8, 6))
+SMALL = MiniSpec(seed=3, size=64, ade=(6, 4), coco=(8, 4), objects365=(8, 6), open=4)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_tensorboard_shows_losses_rates_sampling_and_panels(run):
         assert {f"loss/{dataset}/{term}" for term in terms} <= scalars
     assert {"sampling/ade", "sampling/coco", "sampling/o365", "throughput/images_per_second"} <= scalars
     assert any(tag.startswith("lr") for tag in scalars)
-    assert {"ade.miou", "coco.pq"} <= scalars
+    assert {"metrics/ade.miou", "metrics/coco.pq", "metrics/score"} <= scalars
     shares = {name: events.Scalars(f"sampling/{name}")[-1].value for name in ("ade", "coco", "o365")}
     assert shares == pytest.approx({"ade": 1 / 9, "coco": 4 / 9, "o365": 4 / 9})  # one whole block of 1 + 4 + 4 steps
     panels = events.Tags()["images"]
@@ -100,6 +100,43 @@ def test_evaluation_repeats_the_figures_exactly(run, suite, tmp_path):
     figures = {key for key, value in trained.items() if not isinstance(value, dict | list)}
     assert len(figures) > 20
     assert {k: again[k] for k in figures} == {k: trained[k] for k in figures}
+    assert again["run"]["step"] == trained["run"]["step"] == 9
+
+
+def test_evaluation_leaves_the_files_of_its_training_run_alone(run, suite):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    checkpoint = run / "checkpoints" / "step-8.ckpt"
+    more = ("--trainer.limit_val_batches=1", f"--ckpt_path={checkpoint}")
+    main(arguments("validate", suite, run.parents[1], *more))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    metrics = json.loads((run.with_name("test_eval") / "metrics.json").read_text())
+    assert metrics["run"]["step"] == 8
+    assert metrics["run"]["checkpoint"] == str(checkpoint)
+
+
+def test_one_checkpoint_is_evaluated_on_sets_it_was_not_trained_on(suite, tmp_path):
+    more = ("--data.ratios={ade: 1}", "--trainer.max_steps=2")
+    main(arguments("fit", suite, tmp_path / "runs", *more, "--trainer.limit_val_batches=0"))
+    checkpoint = tmp_path / "runs" / "mini_all" / "test" / "checkpoints" / "last.ckpt"
+    overlay = f"--config={ROOT / 'conf' / 'on' / 'mini_all.yaml'}"
+    main(arguments("validate", suite, tmp_path, overlay, f"--ckpt_path={checkpoint}"))
+    metrics = json.loads((tmp_path / "mini_all" / "test" / "metrics.json").read_text())
+    for key in ("ade.miou", "coco.pq", "ade_panoptic.pq", "o365.mask_ap", "open.miou", "open.pq"):
+        assert 0 <= metrics[key] <= 100
+    assert "settee" in metrics["per_class"]["open.semantic"]
+
+
+def test_sets_that_are_missing_stand_in_no_result(suite, run, tmp_path, caplog):
+    gone = {"class_path": "data_modules.CocoPanoptic", "init_args": {"root": "gone"}}
+    val = {"ade": str(ROOT / "conf" / "data" / "mini" / "ade_val.yaml"), "gone": gone}
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"missing": "skip", "val": val}}}))
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    main(arguments("validate", suite, tmp_path, f"--config={overlay}", checkpoint))
+    assert caplog.text.count("1 of 2 evaluation sets are not below") == 1
+    metrics = json.loads((tmp_path / "mini_all" / "test" / "metrics.json").read_text())
+    assert set(metrics["per_class"]) == {"ade.semantic"}
+    assert not any(key.startswith(("gone", "coco")) for key in metrics)
 
 
 @pytest.mark.parametrize("dataset", ["ade", "coco", "o365"])

@@ -5,9 +5,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional
 
-from callbacks import Evaluation
+from callbacks import Evaluation, Panels
 from data_modules import AdeSemantic, CocoPanoptic, CoTraining, Objects365Boxes
 from dataseg.losses import Criterion
 from dataseg.module import CoTrainedSegmenter
@@ -48,7 +49,7 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
         root=real_data,
         train={"coco": coco, "ade": ade},
         val={"coco": coco, "ade": ade},
-        ratios={"coco": 2, "ade": 3},
+        ratios={"coco": 1, "ade": 2},
         image_size=256,
         eval_size=256,
         eval_max_size=256,
@@ -88,7 +89,10 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
         enable_progress_bar=False,
     )
     trainer.fit(module, data)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[evaluation])
+    logger = TensorBoardLogger(tmp_path, name="by_heart")  # its panels are there to be looked at
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=logger, enable_progress_bar=False, callbacks=[evaluation, Panels(images=6)]
+    )
     trainer.validate(module, data, verbose=False)
     print(evaluation.results)
     assert evaluation.results["coco.pq"] >= 50

@@ -1,7 +1,7 @@
 """Writes scenes in the official layouts of ADE20K, COCO panoptic and Objects365 v2 (facts: docs of those data sets).
 
 Each writer takes the scenes of one split in order and leaves a finished split behind; what a scene shows but the
-vocabulary does not name is "other" in ADE, VOID in COCO, and unlabelled in Objects365.
+vocabulary does not name is "other" in ADE, VOID in COCO, and unlabelled in Objects365. mini-Open has COCO's layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data_modules.mini.datasets import ADE, COCO, OBJECTS365
+from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
 from data_modules.mini.drawing import Array
 from data_modules.mini.scenes import VOID, Scene
 
@@ -143,12 +143,20 @@ def write_coco(root: Path, split: str, scenes: NumberedScenes) -> None:
     Args:
         split: "train2017" or "val2017".
     """
-    base = root / "coco"
-    vocabulary = COCO.load_vocabulary()
-    class_of = {COCO.kinds[c.name]: c for c in vocabulary.classes}
+    _write_panoptic(root / "coco", COCO, split, scenes, first_id=0 if split == "train2017" else 500_000)
+
+
+def write_open(root: Path, split: str, scenes: NumberedScenes) -> None:
+    """``open``: mini-Open's split "val" as `write_coco` writes one."""
+    _write_panoptic(root / "open", OPEN, split, scenes, first_id=900_000)
+
+
+def _write_panoptic(base: Path, dataset: MiniDataset, split: str, scenes: NumberedScenes, first_id: int) -> None:
+    vocabulary = dataset.load_vocabulary()
+    class_of = {dataset.kinds[c.name]: c for c in vocabulary.classes}
     images, annotations = [], []
     for number, (rng, scene) in enumerate(scenes, start=1):
-        identifier = number * 37 + (0 if split == "train2017" else 500_000)
+        identifier = first_id + number * 37
         stem = f"{identifier:012d}"
         ids = _unlabel_rims(rng, scene)
         segments: list[Record] = []

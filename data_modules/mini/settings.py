@@ -92,6 +92,33 @@ LAYOUTS: dict[str, tuple[Band, ...]] = {
         Band("sea", (0.16, 0.24), ("fish",), floating=True, straight=True),
         Band("sand", (0.76, 0.86)),
     ),
+    # Of mini-Open alone: bands that never meet elsewhere, and things where they never stand.
+    "frozen lake": (
+        _SKY,
+        Band("snow", (0.24, 0.36), ("tree", "bus", "sofa"), jagged=True),
+        Band("sea", (0.54, 0.68), ("boat", "fish", "dog", "umbrella")),
+    ),
+    "indoor garden": (
+        Band("ceiling", (0, 0)),
+        Band("wall", (0.12, 0.2), ("painting", "clock", "butterfly", "balloon"), floating=True, straight=True),
+        Band("grass", (0.52, 0.64), ("sofa", "chair", "lamp", "vase", "mushroom", "dog", "cup")),
+    ),
+    "flooded room": (
+        Band("wall", (0, 0), ("clock", "painting", "bird"), floating=True),
+        Band("sea", (0.46, 0.58), ("boat", "sofa", "chair", "lamp", "fish", "ball"), straight=True),
+        Band("floor", (0.78, 0.86), ("cup", "mushroom", "vase"), chance=0.6, straight=True),
+    ),
+    "desert road": (
+        _SKY,
+        Band("mountain", (0.18, 0.3), jagged=True, chance=0.6),
+        Band("sand", (0.4, 0.52), ("house", "tree", "lamp")),
+        Band("road", (0.62, 0.72), ("car", "bus", "dog", "boat", "person")),
+    ),
+    "roof terrace": (
+        _SKY,
+        Band("floor", (0.42, 0.54), ("car", "tree", "house", "person", "clock"), straight=True),
+        Band("rug", (0.7, 0.8), ("umbrella", "person", "mushroom", "ball", "cup")),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Makes the mini suite: three small data sets on disk, the same bytes for the same parameters."""
+"""Makes the mini suite: small data sets on disk, the same bytes for the same parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from filelock import FileLock
 from rich.progress import Progress, TaskID
 
 from data_modules.mini import layouts
-from data_modules.mini.datasets import ADE, COCO, OBJECTS365, MiniDataset
+from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
 from data_modules.mini.scenes import Scene, compose
 from data_modules.mini.settings import Difficulty
 from dataseg.structures import UserError
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """To be raised with every change that alters a file."""
 
 _MANIFEST = "suite.json"
@@ -35,6 +35,7 @@ class MiniSpec:
         seed: any integer >= 0.
         size: shorter side of every picture, pixels.
         ade, coco, objects365: numbers of training and validation pictures.
+        open: number of validation pictures.
         difficulty: see `Difficulty`.
     """
 
@@ -43,6 +44,7 @@ class MiniSpec:
     ade: tuple[int, int] = (60, 40)
     coco: tuple[int, int] = (250, 50)
     objects365: tuple[int, int] = (500, 60)
+    open: int = 50
     difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ def _splits(spec: MiniSpec) -> tuple[_Split, ...]:
         _Split(COCO, "val2017", spec.coco[1], layouts.write_coco),
         _Split(OBJECTS365, "train", spec.objects365[0], layouts.write_objects365),
         _Split(OBJECTS365, "val", spec.objects365[1], layouts.write_objects365),
+        _Split(OPEN, "val", spec.open, layouts.write_open),  # new ones at the end: the number decides the pictures
     )
 
 
@@ -92,7 +95,7 @@ def make_scene(dataset: MiniDataset, spec: MiniSpec, key: tuple[int, int]) -> tu
 
 
 def generate(root: Path | str, spec: MiniSpec | None = None, progress: bool = True) -> Path:
-    """Write the suite to ``root``: ``ADEChallengeData2016``, ``coco``, ``objects365`` and ``suite.json``.
+    """Write the suite to ``root``: ``ADEChallengeData2016``, ``coco``, ``objects365``, ``open`` and ``suite.json``.
 
     It is written beside ``root`` and moved there when complete; an older suite in that place is replaced.
 

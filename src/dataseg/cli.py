@@ -1,6 +1,6 @@
 """The command line: LightningCLI over `CoTrainedSegmenter` and a data module.
 
-``dataseg fit --config conf/base.yaml --config conf/exp/mini_all.yaml [--exp NAME --run NAME] [overrides]``
+``dataseg fit --config conf/exp/mini_all.yaml [--config conf/with/OVERLAY.yaml] [--exp NAME --run NAME] [overrides]``
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from dataseg import config as config_files
 from dataseg import resume
 from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import DatasetSpec, UserError
@@ -31,7 +32,17 @@ class CoTrainingCLI(LightningCLI):
 
     _step: int | None = None  # that is resumed after
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the arguments, with what their configuration files extend."""
+        if args is None or isinstance(args, list):
+            self.config = parser.parse_args(config_files.expand(sys.argv[1:] if args is None else args))
+        else:
+            self.config = parser.parse_object(args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            f"--{config_files.KEY}", type=str | None, default=None, help="configuration file that this one builds on"
+        )
         parser.add_argument("--exp", type=str, default="unnamed", help="name of the experiment")
         parser.add_argument("--run", type=str | None, default=None, help="name of the run; default version_<n>")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all experiments")
@@ -51,6 +62,9 @@ class CoTrainingCLI(LightningCLI):
             return
         if self.subcommand == "fit":
             self._resume()
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint is not None and not Path(checkpoint).exists():
+            raise UserError(f"{checkpoint}: there is no such checkpoint")
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
@@ -79,6 +93,8 @@ class CoTrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
+        if self.subcommand == "validate" and run is not None and (runs / exp / run / resume.FOLDER).exists():
+            run = f"{run}_eval"  # leaves the training run's figures and configuration as they are
         hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
         logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
         kwargs.setdefault("logger", logger)

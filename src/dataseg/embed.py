@@ -1,6 +1,6 @@
 """Fill the cache of text embeddings ahead of training, for every vocabulary, and report names that come twice.
 
-    python -m dataseg.embed --config conf/base.yaml --config conf/exp/r50_all.yaml \
+    python -m dataseg.embed --config conf/exp/r50_all.yaml \
         --vocabularies data_modules/vocabularies/*.json [--model.text.templates=clip]
 
 Text encoder, templates and cache are those of the experiment; embedded are the names of its data sets and of the

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dataseg.network import LinearClassifier, MaskClassificationNetwork
+from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text_cache import TextCache
 
@@ -116,7 +116,8 @@ def build_network(
 
     Args:
         config: of a run; its ``model.network`` is used.
-        weights: the whole state dict. A linear classifier in it takes the place of the configured one.
+        weights: the whole state dict. A linear classifier in it takes the place of the configured one; vectors that a
+            text classifier learnt of vocabularies are taken over.
         source: the file, for messages.
         packages: whose classes the configuration may name, beside this one.
 
@@ -139,6 +140,9 @@ def build_network(
     head = weights.get("classifier.linear.weight")
     if head is not None and not isinstance(network.classifier, LinearClassifier):
         network.classifier = LinearClassifier(head.shape[1], head.shape[0] - 1)
+    if isinstance(network.classifier, TextClassifier):
+        own = "classifier."
+        network.classifier.adopt({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
     _load(network, weights, source)
     return network.eval()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,11 +24,20 @@ from dataseg.checkpoints import load_published
 from dataseg.inference import segment
 from dataseg.losses import Criterion
 from dataseg.losses.matcher import NonFiniteCostError
-from dataseg.merge import merge_target
-from dataseg.network import MaskClassificationNetwork
+from dataseg.merge import merge_before_loss, merge_target, unmerged_target
+from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier
 from dataseg.optimization import Optimization
 from dataseg.postprocess import PostProcessor
-from dataseg.structures import Batch, ClassEmbeddings, DatasetSpec, Proposals, Segments, Target, UserError
+from dataseg.structures import (
+    Batch,
+    ClassEmbeddings,
+    DatasetSpec,
+    Proposals,
+    Segments,
+    Target,
+    UserError,
+    Vocabulary,
+)
 from dataseg.text import TextEmbeddings
 
 log = logging.getLogger(__name__)
@@ -44,9 +54,10 @@ class _FrozenVectors(nn.Module):
         self.register_buffer("vectors", classes.vectors, persistent=False)
         self.register_buffer("class_index", classes.class_index, persistent=False)
         self.num_classes = classes.num_classes
+        self.vocabulary = classes.vocabulary
 
     def forward(self) -> ClassEmbeddings:
-        return ClassEmbeddings(self.vectors, self.class_index, self.num_classes)
+        return ClassEmbeddings(self.vectors, self.class_index, self.num_classes, self.vocabulary)
 
 
 class CoTrainedSegmenter(pl.LightningModule):
@@ -61,8 +72,12 @@ class CoTrainedSegmenter(pl.LightningModule):
         postprocess: options of the three tasks' post-processing.
         weights: a published Mask2Former of the same architecture to start from: a Hugging Face folder or a detectron2
             ``.pkl`` or ``.pth`` file.
-        classifier: "linear" keeps the class head of ``weights`` in place of the text classifier: evaluates a published
-            model as published, on the one data set that it knows.
+        classifier: "learnt" has a learnt vector per class of each vocabulary in place of the text vectors; a vocabulary
+            that is never trained keeps its random start. "linear" keeps the class head of ``weights`` in place of the
+            text classifier: evaluates a published model as published, on the one data set that it knows.
+        background: one learnt vector for all vocabularies, or one for each ("separate").
+        merge: what MERGE is applied to before the loss. Predictions are merged in the mode of the semantic task's
+            post-processing (``postprocess.semantic.merge``).
     """
 
     def __init__(
@@ -74,12 +89,14 @@ class CoTrainedSegmenter(pl.LightningModule):
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         postprocess: PostProcessor = PostProcessor(),  # noqa: B008 (frozen)
         weights: Path | None = None,
-        classifier: Literal["text", "linear"] = "text",
+        classifier: Literal["text", "learnt", "linear"] = "text",
+        background: Literal["shared", "separate"] = "shared",
+        merge: Literal["targets", "predictions"] = "targets",
     ) -> None:
         super().__init__()
         self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
         if weights is not None:
-            log.info("%s", load_published(network, weights, class_head="linear" if classifier == "linear" else "drop"))
+            rank_zero_info(load_published(network, weights, class_head="linear" if classifier == "linear" else "drop"))
         elif classifier == "linear":
             raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
         self.network = network
@@ -87,9 +104,18 @@ class CoTrainedSegmenter(pl.LightningModule):
         self.datasets = datasets
         self.optimization = optimization
         self.postprocess = postprocess
-        self.text_provenance = text.provenance
+        self.merge = merge
+        no_text = {"learnt": "learnt vectors, none of text", "linear": f"class head of {weights}, none of text"}
+        self.text_provenance = no_text.get(classifier) or text.provenance
         vocabularies = {spec.vocabulary.name: spec.vocabulary for spec in datasets.values()}
-        self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(text(v)) for name, v in vocabularies.items()})
+        if classifier == "learnt":
+            _vocabulary_head(network).learn_classes({name: len(v) for name, v in vocabularies.items()})
+        if background == "separate":
+            _vocabulary_head(network).separate_backgrounds(vocabularies)
+        if classifier == "linear":
+            _check_class_counts(network, weights, datasets)
+        embed = _no_vectors if classifier == "linear" else text  # nor is a text encoder downloaded
+        self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(embed(v)) for name, v in vocabularies.items()})
 
     def configure_model(self) -> None:
         """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``); once."""
@@ -149,19 +175,25 @@ class CoTrainedSegmenter(pl.LightningModule):
         raised here, other ranks would wait for this one's gradient.
         """
         proposals = self.network(batch.images, self._classes(batch.dataset))
-        targets = self.merged_targets(batch)
+        merged, targets, leaders = self._merged(proposals, batch)
         normalizers = self._mean_over_ranks(self.criterion.normalizers(targets, proposals[-1]))
         try:
-            terms: dict[str, Tensor] = self.criterion(proposals, batch, targets, normalizers)
+            terms: dict[str, Tensor] = self.criterion(merged, batch, targets, normalizers, leaders)
         except NonFiniteCostError as error:
             self.cost_error = error
             terms = {name: _not_a_number(proposals) for name in self.criterion.weights}
         return terms
 
-    def merged_targets(self, batch: Batch) -> list[Target]:
-        """The batch's targets after MERGE."""
+    def _merged(self, proposals: list[Proposals], batch: Batch) -> tuple[list[Proposals], list[Target], Tensor | None]:
+        """Proposals, targets and leaders (see `Criterion`) after MERGE of the one or the other."""
         is_thing = self.datasets[batch.dataset].vocabulary.is_thing.to(self.device)
-        return [merge_target(target, is_thing, batch.task) for target in batch.targets]
+        if self.merge == "targets":
+            return proposals, [merge_target(target, is_thing, batch.task) for target in batch.targets], None
+        targets = [unmerged_target(target, is_thing, batch.task) for target in batch.targets]
+        merged, leaders = merge_before_loss(
+            proposals, batch.targets, is_thing, batch.task, self.postprocess.semantic.merge
+        )
+        return merged, targets, leaders
 
     @staticmethod
     def _mean_over_ranks(values: Tensor) -> Tensor:
@@ -211,8 +243,46 @@ class CoTrainedSegmenter(pl.LightningModule):
         optimizer, schedule = optimization.build(self.network, total, self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the vocabularies of a checkpoint be others than those here, where the classifier has vectors of them."""
+        head = self.network.classifier
+        state = checkpoint.get("state_dict")  # a sharded one was loaded by the strategy
+        if isinstance(head, TextClassifier) and state is not None:
+            lacking = head.align(state, "network.classifier.")
+            if lacking:
+                log.warning(
+                    "the checkpoint was trained without the vocabularies %s: nothing is learnt of them", lacking
+                )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabularies"] = {name: spec.vocabulary.to_json() for name, spec in self.datasets.items()}
+
+
+def _vocabulary_head(network: MaskClassificationNetwork) -> TextClassifier:
+    if not isinstance(network.classifier, TextClassifier):
+        raise UserError(
+            "model.classifier=learnt and model.background=separate need a TextClassifier as the network's classifier,"
+            f" not {type(network.classifier).__name__}"
+        )
+    return network.classifier
+
+
+def _check_class_counts(
+    network: MaskClassificationNetwork, weights: Path | None, datasets: Mapping[str, DatasetSpec]
+) -> None:
+    known = cast(LinearClassifier, network.classifier).num_classes
+    others = {name: len(spec.vocabulary) for name, spec in datasets.items() if len(spec.vocabulary) != known}
+    if others:
+        raise UserError(
+            f"the class head of {weights} knows {known} classes, but the data sets have {others}: a linear classifier"
+            " serves only the data set that it was trained on; choose an experiment with that one alone (EXP=r50_coco)"
+        )
+
+
+def _no_vectors(vocabulary: Vocabulary) -> ClassEmbeddings:
+    """For a classifier that looks at the number of classes alone."""
+    count = len(vocabulary)
+    return ClassEmbeddings(torch.zeros(count, 1), torch.arange(count), count, vocabulary.name)
 
 
 def _not_a_number(proposals: Sequence[Proposals]) -> Tensor:

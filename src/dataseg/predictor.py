@@ -98,7 +98,7 @@ class Predictor:
         self._encoder = encoder
         if encoder is not None:
             _check_encoder(encoder, templates, names)
-        self._embedded: dict[str, ClassEmbeddings] = {}
+        self._embedded: dict[tuple[str, str], ClassEmbeddings] = {}
 
     @classmethod
     def from_file(
@@ -216,12 +216,13 @@ class Predictor:
         Raises:
             UserError: there are names without a vector, and no encoder.
         """
-        if vocabulary.digest not in self._embedded:
+        key = vocabulary.name, vocabulary.digest
+        if key not in self._embedded:
             names = [prompt for spec in vocabulary.classes for prompt in spec.prompts]
             index = [label for label, spec in enumerate(vocabulary.classes) for _ in spec.prompts]
-            classes = ClassEmbeddings(self._vectors(names), torch.tensor(index), len(vocabulary))
-            self._embedded[vocabulary.digest] = classes.to(self.device)
-        return self._embedded[vocabulary.digest]
+            classes = ClassEmbeddings(self._vectors(names), torch.tensor(index), len(vocabulary), vocabulary.name)
+            self._embedded[key] = classes.to(self.device)
+        return self._embedded[key]
 
     def _vectors(self, names: Sequence[str]) -> Tensor:
         """Float32 ``[S, D]``; rows of the file where it has them."""

@@ -66,7 +66,7 @@ class FixedVocabulary(nn.Module):
     def __init__(self, network: MaskClassificationNetwork, classes: ClassEmbeddings, any_size: bool = True) -> None:
         super().__init__()
         self.network = network
-        self.num_classes = classes.num_classes
+        self.num_classes, self.vocabulary = classes.num_classes, classes.vocabulary
         self.any_size = any_size
         self.register_buffer("vectors", classes.vectors)
         self.register_buffer("class_index", classes.class_index)
@@ -87,7 +87,8 @@ class FixedVocabulary(nn.Module):
             rows, columns = ((n + DIVISOR - 1) // DIVISOR * DIVISOR for n in images.shape[2:])
             missing = (0, columns - images.shape[3], 0, rows - images.shape[2])
             images = F.pad(images - self.padding, missing) + self.padding
-        proposals = self.network(images, ClassEmbeddings(self.vectors, self.class_index, self.num_classes))[-1]
+        classes = ClassEmbeddings(self.vectors, self.class_index, self.num_classes, self.vocabulary)
+        proposals = self.network(images, classes)[-1]
         return proposals.class_logits, proposals.mask_logits
 
 

@@ -152,7 +152,7 @@ def _module(config: Path) -> CoTrainedSegmenter:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{config}: the run's configuration cannot be read ({error}); give it with --config") from error
     kept = {key: _without_downloads(content[key]) for key in ("model", "data")}
-    if kept["model"].get("classifier", "text") == "text":
+    if kept["model"].get("classifier") != "linear":
         kept["model"]["weights"] = None
     cli = CoTrainingCLI(
         CoTrainedSegmenter,

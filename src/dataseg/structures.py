@@ -223,11 +223,13 @@ class ClassEmbeddings:
         vectors: float ``[S, D]``, L2-normalised, one row per name.
         class_index: int64 ``[S]``, values ``0..C-1`` non-decreasing: the class a name belongs to.
         num_classes: C; derived when left out, and carried along by `to` so that no GPU is waited for.
+        vocabulary: its name, for classifiers that learn something of each vocabulary.
     """
 
     vectors: Tensor
     class_index: Tensor
     num_classes: int = 0
+    vocabulary: str = ""
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.class_index.shape != self.vectors.shape[:1]:

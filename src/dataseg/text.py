@@ -84,7 +84,8 @@ class OpenClipText(TextEncoder):
 
     Args:
         model: open_clip's name of the architecture.
-        pretrained: open_clip's tag of the weights, or the path of a checkpoint file; None = random weights (tests).
+        pretrained: open_clip's tag of the weights, or the path of a checkpoint file; "random" = untrained
+            weights, to try things where none can be had.
         quick_gelu: whether the weights were trained with CLIP's original activation. None = as open_clip knows it of
             the tag; no for a file. (open_clip itself only warns when architecture and tag disagree, as "ViT-L-14" and
             "openai" do.)
@@ -95,7 +96,7 @@ class OpenClipText(TextEncoder):
     def __init__(
         self,
         model: str = "ViT-L-14",
-        pretrained: str | None = "openai",
+        pretrained: str = "openai",
         quick_gelu: bool | None = None,
         device: str | None = None,
         batch_size: int = 256,
@@ -105,7 +106,7 @@ class OpenClipText(TextEncoder):
 
     @property
     def identity(self) -> dict[str, str]:
-        weights = self.pretrained or "random"
+        weights = self.pretrained
         if Path(weights).is_file():
             weights = f"sha256 {_hash_file(Path(weights))}"
         return {
@@ -133,13 +134,15 @@ class OpenClipText(TextEncoder):
         import open_clip
 
         try:
-            clip = open_clip.create_model(
-                self.model,
-                pretrained=self.pretrained,
-                force_quick_gelu=self._needs_quick_gelu(),
-                pretrained_image=False,
-                pretrained_text=False,
-            )
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # random weights are the same each time: the cache knows them by their hash
+                clip = open_clip.create_model(
+                    self.model,
+                    pretrained=None if self.pretrained == "random" else self.pretrained,
+                    force_quick_gelu=self._needs_quick_gelu(),
+                    pretrained_image=False,
+                    pretrained_text=False,
+                )
         except (RuntimeError, OSError) as error:  # what open_clip raises for unknown names and failed downloads
             raise UserError(
                 f"text encoder {self.model!r} with weights {self.pretrained!r}: {_shorten(str(error), 400)}\n"
@@ -155,7 +158,7 @@ class OpenClipText(TextEncoder):
             return self.quick_gelu
         import open_clip
 
-        known = open_clip.get_pretrained_cfg(self.model, self.pretrained) if self.pretrained else None
+        known = open_clip.get_pretrained_cfg(self.model, self.pretrained)
         by_name = (open_clip.get_model_config(self.model) or {}).get("quick_gelu", False)
         return bool((known or {}).get("quick_gelu", by_name))
 
@@ -202,7 +205,7 @@ class TextEmbeddings:
         """
         names = [prompt for spec in vocabulary.classes for prompt in spec.prompts]
         classes = [label for label, spec in enumerate(vocabulary.classes) for _ in spec.prompts]
-        return ClassEmbeddings(self.embed(names), torch.tensor(classes), num_classes=len(vocabulary))
+        return ClassEmbeddings(self.embed(names), torch.tensor(classes), len(vocabulary), vocabulary.name)
 
     def embed(self, names: Sequence[str]) -> Tensor:
         """Float32 ``[S, D]``, L2-normalised, one row per name.

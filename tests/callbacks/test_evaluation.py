@@ -24,10 +24,6 @@ class Module(pl.LightningModule):
             "train_only": DatasetSpec(VOCABULARY),
         }
         self.text_provenance = "none"
-        self.logged = {}
-
-    def log_dict(self, values, **kwargs):
-        self.logged.update(values)
 
 
 class Logger:
@@ -37,6 +33,9 @@ class Logger:
     def log_metrics(self, values, step):
         self.values.append((step, values))
 
+    def save(self):
+        pass
+
 
 @pytest.fixture
 def trainer(tmp_path):
@@ -44,12 +43,14 @@ def trainer(tmp_path):
         sanity_checking=False,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
         global_step=7,
+        ckpt_path=None,
         max_steps=9,
         world_size=1,
         is_global_zero=True,
         log_dir=str(tmp_path),
         log_every_n_steps=1,
         callbacks=[],
+        callback_metrics={},
         loggers=[Logger()],
     )
 
@@ -79,7 +80,10 @@ def test_perfect_predictions_score_100_percent_and_padding_is_not_counted(traine
     assert evaluation.results["ade.pq"] == 100
     assert evaluation.results["score"] == 100
     assert evaluation.primary == ["ade.miou", "ade.pq"]
-    assert module.logged["ade.pq"] == 100
+    assert trainer.callback_metrics["ade.pq"] == trainer.callback_metrics["score"] == 100
+    [(step, logged)] = trainer.loggers[0].values
+    assert step == 7
+    assert logged["metrics/ade.pq"] == logged["metrics/score"] == 100
     assert evaluation.per_class["ade", Task.SEMANTIC]["iou"].tolist() == [1.0, 1.0]
     assert evaluation.confusion["ade"].tolist() == [[24, 0, 0], [0, 24, 0]]
 

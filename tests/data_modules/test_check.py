@@ -15,8 +15,8 @@ from data_modules.check import Journal, check, evenly_spaced
 from data_modules.examine import Finding, Problem, SelfScore, as_prediction, examine
 from data_modules.experiment import Experiment
 from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
-from data_modules.pictures import draw
 from data_modules.stats import similar_classes, stats
+from dataseg.drawing import draw
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
 
 CONFIG = """

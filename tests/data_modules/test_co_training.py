@@ -17,6 +17,7 @@ from data_modules import (
     Objects365Boxes,
     Objects365Instances,
 )
+from data_modules.mini import MiniSpec
 from data_modules.streams import Schedule, share_out
 from dataseg.structures import Batch, Boxes, SegmentMap, Task
 
@@ -161,10 +162,47 @@ def test_a_schedule_can_start_anywhere(start):
     assert from_(start) == from_(0)[start:]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 5, "world_size": 2}, {"batch_size": 6, "mixed": True}])
+@pytest.mark.parametrize("options", [{"batch_size": 5, "world_size": 2}, {"batch_size": 0}])
 def test_batches_that_do_not_divide_are_refused(options):
     with pytest.raises(ValueError, match="must be a multiple of"):
         Schedule(seed=0, ratios={"a": 1.0, "b": 4.0}, **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "shares"),
+    [
+        (5, {}, {"a": 1, "b": 4}),
+        (6, {}, {"a": 2, "b": 8}),
+        (16, {"world_size": 2, "accumulate": 2}, {"a": 4, "b": 16}),
+        (21, {"world_size": 4}, {"a": 8, "b": 32}),
+    ],
+)
+def test_mixed_batches_are_raised_to_what_divides(asked, options, shares):
+    schedule = Schedule(seed=0, ratios={"b": 2.0, "a": 0.5}, batch_size=asked, mixed=True, **options)
+    assert schedule.shares == shares
+    assert schedule.batch_size == sum(shares.values())
+    parts = options.get("world_size", 1) * options.get("accumulate", 1)
+    assert {name: schedule.micro_batch_size(name) * parts for name in shares} == shares
+
+
+def test_mixed_batches_are_not_raised_beyond_measure():
+    with pytest.raises(ValueError, match=r"'a': 100, 'b': 141.*multiple of 241 samples, but batch_size=8"):
+        Schedule(seed=0, ratios={"a": 1.0, "b": 1.41}, batch_size=8, mixed=True)
+
+
+def test_a_raised_batch_is_told(fake_root, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        seen = fit(make(fake_root, mixed=True, batch_size=4), tmp_path, steps=1).seen
+    assert [len(ids) for _, ids, *_ in seen] == [1, 2, 2]
+    told = [r.message for r in caplog.records if "mixed batches" in r.message]
+    assert told == ["mixed batches: 5 samples a step (ade 1, coco 2, o365 2), not 4: the ratios divide no fewer"]
+
+
+def test_ratios_can_be_tempered(tmp_path):
+    assert make(tmp_path, ratio_exponent=0).ratios == {"ade": 1, "coco": 1, "o365": 1}
+    given = {"ade": 2, "coco": 8, "o365": 0}
+    assert make(tmp_path, ratios=given, ratio_exponent=0.5).ratios == {"ade": 1, "coco": 2}
+    assert make(tmp_path, ratios=given, ratio_exponent=0).ratios == {"ade": 1, "coco": 1}
 
 
 def test_training_batches(fake_root):
@@ -219,6 +257,49 @@ def test_only_data_sets_with_a_ratio_are_touched(fake_root):
     data.setup("fit")
     assert list(data.train_tasks) == ["coco"]
     assert set(data.vocabularies) == {"coco"}
+
+
+def evaluation_sets(**changes):
+    val = {"coco": CocoPanoptic(split="val2017"), "ade": AdeSemantic(split="validation"), "o365": Objects365Instances()}
+    return {"train": {}, "ratios": {}, "val": val, "missing": "skip", **changes}
+
+
+def test_evaluation_sets_that_are_not_there_are_skipped(tmp_path, caplog):
+    write_ade(tmp_path, split="validation")
+    data = make(tmp_path, **evaluation_sets())
+    assert data.val_names == list(data.specs) == list(data.tasks) == ["ade"]  # the network is built by these
+    assert not caplog.records
+    data.require_files("validate")
+    data.setup("validate")
+    data.setup("validate")
+    assert len(data.val_dataloader()) == 1
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"2 of 3 evaluation sets are not below {tmp_path} and are left out:")
+    assert "- coco: COCO panoptic: no " in message
+    assert str(tmp_path / "coco" / "val2017") in message
+    assert str(tmp_path / "objects365") in message
+
+
+def test_training_sets_are_never_skipped(tmp_path):
+    write_ade(tmp_path, split="validation")
+    data = make(tmp_path, **evaluation_sets(train={"coco": CocoPanoptic()}, ratios={"coco": 1}))
+    assert set(data.specs) == {"ade", "coco"}
+    with pytest.raises(ValueError, match=r"1 of 2 data sets are missing[\s\S]*- coco: COCO panoptic: looked for"):
+        data.require_files("fit")
+
+
+def test_one_evaluation_set_must_be_there(tmp_path):
+    data = make(tmp_path, **evaluation_sets())
+    with pytest.raises(ValueError, match="3 of 3 data sets are missing"):
+        data.require_files("validate")
+
+
+def test_mini_sets_are_made_before_any_is_found_missing(tmp_path):
+    spec = MiniSpec(size=32, ade=(1, 1), coco=(1, 1), objects365=(1, 1), open=1)
+    val = {"ade": AdeSemantic(split="validation", vocabulary="mini_ade"), "other": CocoPanoptic(root="elsewhere")}
+    data = make(tmp_path / "mini", train={}, ratios={}, val=val, missing="skip", mini=spec)
+    assert data.val_names == ["ade"]
 
 
 def test_missing_data_sets_are_reported_together(tmp_path):

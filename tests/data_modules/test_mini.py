@@ -1,8 +1,10 @@
 """The mini suite: official layouts, consistent files, the same bytes for the same seed."""
 
+import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -14,14 +16,25 @@ from pycocotools import mask as coco_mask
 
 from data_modules.formats import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
 from data_modules.mini import Difficulty, MiniSpec, ensure, generate, is_complete, layouts, suite
-from data_modules.mini.datasets import ADE, COCO, OBJECTS365
+from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN
 from data_modules.mini.drawing import draw, shift_hue
+from data_modules.mini.scenes import CLUTTER
 from data_modules.mini.settings import LAYOUTS
 from data_modules.mini.textures import STUFF, paint
 from data_modules.mini.things import SHAPES
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Vocabulary
 
-SMALL = MiniSpec(size=96, ade=(4, 6), coco=(121, 4), objects365=(40, 20), difficulty=Difficulty(crowd=0.3))
+SMALL = MiniSpec(size=96, ade=(4, 6), coco=(121, 4), objects365=(40, 20), open=6, difficulty=Difficulty(crowd=0.3))
+SCENES = (
+    "a84d1e2014089f41",
+    "8ac0834d4c34c450",
+    "971eed0e884314c0",
+    "a6e25b43f32ec918",
+    "c4f0d152243e46bc",
+    "a63ccd3811155568",
+    "46cca79deafb8d8f",
+)
+"""Digests of the first pictures' segments, by split; libraries may draw a colour differently, not a segment."""
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +66,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_seed_same_bytes_and_another_seed_another_suite(tmp_path):
-    spec = MiniSpec(size=64, ade=(2, 2), coco=(3, 2), objects365=(3, 2))
+    spec = MiniSpec(size=64, ade=(2, 2), coco=(3, 2), objects365=(3, 2), open=2)
     first = contents(generate(tmp_path / "a", spec, progress=False))
     second = contents(generate(tmp_path / "b", spec, progress=False))
     other = contents(generate(tmp_path / "c", MiniSpec(**{**vars(spec), "seed": 1}), progress=False))
     assert first == second
     pictures = [name for name in first if name.endswith(".jpg")]
-    assert len(pictures) == 14
+    assert len(pictures) == 16
     assert all(first[name] != other[name] for name in pictures)
 
 
 def test_more_pictures_leave_the_first_ones_as_they_are(tmp_path):
-    few = contents(generate(tmp_path / "a", MiniSpec(size=64, ade=(2, 1), coco=(1, 1), objects365=(1, 1)), False))
-    many = contents(generate(tmp_path / "b", MiniSpec(size=64, ade=(3, 1), coco=(2, 1), objects365=(2, 1)), False))
+    few = contents(
+        generate(tmp_path / "a", MiniSpec(size=64, ade=(2, 1), coco=(1, 1), objects365=(1, 1), open=1), False)
+    )
+    many = contents(
+        generate(tmp_path / "b", MiniSpec(size=64, ade=(3, 1), coco=(2, 1), objects365=(2, 1), open=1), False)
+    )
     assert all(many[name] == data for name, data in few.items() if name.endswith((".jpg", ".png")))
 
 
@@ -224,6 +241,52 @@ def test_polygons_cannot_say_holes():
     assert layouts.polygons_of(mask) == []
 
 
+# ------------------------------------------------------------------------------------------------------- mini-Open
+
+
+def prompts_and_names(dataset) -> set[str]:
+    return {text.casefold() for c in dataset.load_vocabulary().classes for text in (c.name, *c.prompts)}
+
+
+def test_no_training_set_has_a_name_of_mini_open():
+    assert not prompts_and_names(OPEN) & set.union(*(prompts_and_names(d) for d in (ADE, COCO, OBJECTS365)))
+
+
+def test_mini_open_has_all_known_kinds_and_unknown_ones():
+    known = set.union(*(set(d.kinds.values()) for d in (ADE, COCO, OBJECTS365)))
+    assert known < set(OPEN.kinds.values())
+    assert set(OPEN.kinds.values()) - known == set(CLUTTER), "what no training set names"
+
+
+def test_mini_open_combines_what_no_training_set_does():
+    def combinations(datasets):
+        """Things with the stuff they stand in, and kinds of stuff that touch."""
+        layouts = [LAYOUTS[name] for d in datasets for name in d.domain.layouts]
+        things = {(band.stuff, thing) for bands in layouts for band in bands for thing in band.things}
+        return things, {(a.stuff, b.stuff) for bands in layouts for a, b in pairwise(bands)}
+
+    for seen, new in zip(combinations([ADE, COCO, OBJECTS365]), combinations([OPEN]), strict=True):
+        assert len(new - seen) > len(new) / 2
+    assert not set(OPEN.domain.layouts) & {name for d in (ADE, COCO, OBJECTS365) for name in d.domain.layouts}
+
+
+def test_mini_open_shows_every_class():
+    shown = Counter()
+    for index in range(MiniSpec().open):
+        _, scene = suite.make_scene(OPEN, MiniSpec(size=64), (6, index))
+        shown.update(scene.regions[row].kind for row in np.unique(scene.ids) if row != VOID)
+    assert set(shown) == set(OPEN.kinds.values())
+
+
+def test_earlier_splits_keep_their_bytes(tmp_path):
+    """Figures of the mini suite are compared across versions: a new split or layout must not change the pictures."""
+    spec = MiniSpec(size=64)
+    for number, (split, digest) in enumerate(zip(suite._splits(spec), SCENES, strict=True)):
+        scenes = [suite.make_scene(split.dataset, spec, (number, index))[1] for index in range(3)]
+        labels = b"".join(scene.ids.tobytes() + repr((scene.regions, scene.quality)).encode() for scene in scenes)
+        assert hashlib.sha256(labels).hexdigest()[:16] == digest, split.name
+
+
 # ----------------------------------------------------------------------------------------- vocabularies and pictures
 
 
@@ -239,14 +302,14 @@ def test_vocabularies_overlap_but_differ():
     assert {"car", "sofa", "person"} <= synonyms
 
 
-@pytest.mark.parametrize("dataset", [ADE, COCO, OBJECTS365], ids=lambda d: d.vocabulary)
+@pytest.mark.parametrize("dataset", [ADE, COCO, OBJECTS365, OPEN], ids=lambda d: d.vocabulary)
 def test_vocabulary_files_are_official(dataset):
     vocabulary = dataset.load_vocabulary()
     assert isinstance(vocabulary, Vocabulary)
     assert vocabulary.name == dataset.vocabulary
     assert set(dataset.kinds.values()) <= set(SHAPES) | set(STUFF)
     shown = {kind for name in dataset.domain.layouts for band in LAYOUTS[name] for kind in (band.stuff, *band.things)}
-    assert set(dataset.kinds.values()) <= shown
+    assert set(dataset.kinds.values()) <= shown | set(CLUTTER)
 
 
 @pytest.mark.parametrize("kind", sorted(SHAPES))
@@ -274,10 +337,10 @@ def test_shift_hue_by_nothing_changes_nothing():
     assert np.allclose(shift_hue(rgb, 360), rgb, atol=0.01)
 
 
-@given(seed=st.integers(0, 10_000), index=st.integers(0, 10_000), number=st.sampled_from([0, 2, 4]))
+@given(seed=st.integers(0, 10_000), index=st.integers(0, 10_000), number=st.sampled_from([0, 2, 4, 6]))
 @settings(max_examples=25, deadline=None)
 def test_any_scene_is_consistent(seed, index, number):
-    dataset = {0: ADE, 2: COCO, 4: OBJECTS365}[number]
+    dataset = {0: ADE, 2: COCO, 4: OBJECTS365, 6: OPEN}[number]
     spec = MiniSpec(seed=seed, size=64)
     _, scene = suite.make_scene(dataset, spec, (number, index))
     assert scene.rgb.dtype == np.uint8
@@ -294,7 +357,7 @@ def test_any_scene_is_consistent(seed, index, number):
 
 @pytest.fixture
 def tiny():
-    return MiniSpec(size=48, ade=(1, 1), coco=(1, 1), objects365=(1, 1))
+    return MiniSpec(size=48, ade=(1, 1), coco=(1, 1), objects365=(1, 1), open=1)
 
 
 def test_ensure_does_nothing_when_all_is_there(tmp_path, tiny):
@@ -379,6 +442,7 @@ def test_our_readers_read_it(root):
         (Objects365Boxes(vocabulary="mini_objects365"), 40),
         (Objects365Boxes(split="val", vocabulary="mini_objects365"), 20),
         (Objects365Instances(vocabulary="mini_objects365"), 20),
+        (CocoPanoptic(root="open", split="val", vocabulary="mini_open"), 6),
     ]
     expected = {"map": SegmentMap, "boxes": Boxes, "masks": InstanceMasks}
     for reader, count in readers:

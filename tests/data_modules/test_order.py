@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_modules.order import blocks, dataset_of, position_at, sample_of
+from data_modules.order import blocks, dataset_of, position_at, sample_of, tempered
 
 RATIOS = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([1, 2, 4, 0.5, 0.25, 1.5]), min_size=1)
 
@@ -19,6 +19,29 @@ def test_ratios_are_read_as_decimals():
 def test_bad_ratios_are_refused(ratios):
     with pytest.raises(ValueError, match="ratio"):
         blocks(ratios)
+
+
+def test_tempered_ratios():
+    ratios = {"ade": 1, "coco": 4, "o365": 9}
+    assert tempered(ratios, 1) == ratios
+    assert tempered({"a": 0.123456, "b": 7}, 1) == {"a": 0.123456, "b": 7}
+    assert blocks(tempered({"a": 0.3, "b": 7.77}, 0)) == {"a": 1, "b": 1}
+    assert blocks(tempered(ratios, 0.5)) == {"ade": 1, "coco": 2, "o365": 3}
+    assert tempered({"a": 2, "b": 4}, 0.5) == {"a": 1, "b": 1.41}
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="ratio_exponent"):
+            tempered(ratios, wrong)
+    with pytest.raises(ValueError, match="too large"):
+        tempered(ratios, 1e6)
+
+
+@given(RATIOS, st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_tempered_ratios_always_come_out_even(ratios, exponent):
+    found = tempered(ratios, exponent)
+    wanted = {name: (ratio / min(ratios.values())) ** exponent for name, ratio in ratios.items()}
+    assert {name: ratio / min(found.values()) for name, ratio in found.items()} == pytest.approx(wanted, abs=0.006)
+    assert sum(blocks(found).values()) < 10_000
 
 
 @given(RATIOS, st.integers(0, 2**40), st.integers(0, 50))

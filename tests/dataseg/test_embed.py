@@ -24,7 +24,7 @@ def _in_the_project(monkeypatch):
 
 
 def run(*more: str) -> int:
-    return embed.main(["--config=conf/base.yaml", "--config=conf/exp/mini_all.yaml", *more])
+    return embed.main(["--config=conf/exp/mini_all.yaml", *more])
 
 
 def hashed(cache: Path) -> list[str]:

@@ -253,13 +253,19 @@ def test_open_clip_states_its_shape_and_identity(tiny_clip):
     assert encoder.identity["pretrained"].startswith("sha256 ")
 
 
+def test_random_weights_are_the_same_each_time(tiny_clip):
+    first, second = (OpenClipText("tiny-test-clip", "random", device="cpu") for _ in range(2))
+    assert torch.equal(first.encode(["dog"]), second.encode(["dog"]))
+    assert first.weights_sha256 == second.weights_sha256
+
+
 def test_weights_from_openai_run_with_their_own_activation():
     assert OpenClipText().identity["quick_gelu"] == "true"
     assert OpenClipText("ViT-L-14", "laion2b_s32b_b82k").identity["quick_gelu"] == "false"
-    assert OpenClipText("ViT-L-14-quickgelu", None).identity["quick_gelu"] == "true"
+    assert OpenClipText("ViT-L-14-quickgelu", "random").identity["quick_gelu"] == "true"
 
 
-@pytest.mark.parametrize(("model", "weights"), [("ViT-L-14", "no-such-tag"), ("no-such-model", None)])
+@pytest.mark.parametrize(("model", "weights"), [("ViT-L-14", "no-such-tag"), ("no-such-model", "random")])
 def test_unknown_models_and_weights_are_named(model, weights):
     with pytest.raises(UserError, match=rf"text encoder '{model}' with weights(?s:.*)encoder\.pretrained.*text\.cache"):
         OpenClipText(model, weights, device="cpu").encode(["dog"])
@@ -310,7 +316,7 @@ def test_shared_and_near_names_are_reported(tmp_path):
 # --------------------------------------------------------------------------------------------------- the mini suite's
 
 
-@pytest.mark.parametrize("name", ["mini_ade", "mini_coco", "mini_objects365"])
+@pytest.mark.parametrize("name", ["mini_ade", "mini_coco", "mini_objects365", "mini_open"])
 def test_the_shipped_cache_has_every_mini_prompt(name):
     classes = TextEmbeddings(None, MINI_CACHE, templates="article")(
         Vocabulary.load(MINI_CACHE.with_name(f"{name}.json"))

@@ -108,7 +108,12 @@ class Criterion(nn.Module):
         return torch.tensor(values, device=labels[0].device)
 
     def forward(
-        self, proposals: Sequence[Proposals], batch: Batch, targets: Sequence[Target], normalizers: Tensor | None = None
+        self,
+        proposals: Sequence[Proposals],
+        batch: Batch,
+        targets: Sequence[Target],
+        normalizers: Tensor | None = None,
+        leaders: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses, summed over layers.
 
@@ -117,6 +122,10 @@ class Criterion(nn.Module):
             batch: gives seeds, sizes and image ids (and images, for affinity); its own targets are not looked at.
             targets: after MERGE, length B, on the proposals' device.
             normalizers: `normalizers` averaged over ranks; None = this rank is the only one.
+            leaders: int64 ``[L, B, Q]``, the query that stands for each, where proposals were merged (then its mask is
+                the group's); None = each for itself. The others are matched only where segments outnumber leaders.
+                Unless they are, they are taught the leader's class, with the weight that they have unmatched: a group
+                counts as one match, and `normalizers` holds.
 
         Returns:
             Float32 scalars "class", "mask", "dice", "projection" (and "affinity" if it is on), the same keys in the
@@ -133,9 +142,9 @@ class Criterion(nn.Module):
             # below 1 only where no rank has a segment, and then every sum is 0
             segments, class_weights = normalizers[0].clamp(min=1e-6), normalizers[1]
             frames = _frames(batch, targets)
-            matches = self._match(proposals, batch, targets, labels, frames)
+            matches = self._match(proposals, batch, targets, labels, frames, leaders)
             sums = self._mask_sums(proposals, batch, targets, frames, matches)
-            losses = {"class": self._class_sum(proposals, labels, matches) / class_weights}
+            losses = {"class": self._class_sum(proposals, labels, matches, leaders) / class_weights}
             for name in self.weights:
                 if name != "class":
                     losses[name] = sums[name] / segments
@@ -148,6 +157,7 @@ class Criterion(nn.Module):
         targets: Sequence[Target],
         labels: Sequence[Tensor],
         frames: Sequence[Frame],
+        leaders: Tensor | None,
     ) -> Matches:
         grid = proposals[0].mask_logits.shape[-2:]
         device = proposals[0].mask_logits.device
@@ -161,9 +171,11 @@ class Criterion(nn.Module):
                 points_P2 = uniform_points(seed, MATCHING_STREAM, (self.num_points,), device)
                 values_KP, valid_P = sample_target(target, frame, points_P2)
                 prepared.append(PointTargets(frame.to_padded(points_P2), values_KP, valid_P))
-        return self.matcher(proposals, labels, prepared, batch.image_ids)
+        return self.matcher(proposals, labels, prepared, batch.image_ids, leaders)
 
-    def _class_sum(self, proposals: Sequence[Proposals], labels: Sequence[Tensor], matches: Matches) -> Tensor:
+    def _class_sum(
+        self, proposals: Sequence[Proposals], labels: Sequence[Tensor], matches: Matches, leaders: Tensor | None
+    ) -> Tensor:
         logits_LBQC = torch.stack([p.class_logits for p in proposals]).float()
         background = logits_LBQC.shape[-1] - 1
         weights_C = logits_LBQC.new_ones(background + 1)
@@ -175,6 +187,11 @@ class Criterion(nn.Module):
             matched_LM = labels_K[matches.segments[:, pairs]]
             classes_LBQ[:, image].scatter_(1, matches.queries[:, pairs], matched_LM)
             start += count
+        if leaders is not None:
+            matched_LBQ = classes_LBQ != background
+            classes_LBQ = torch.where(matched_LBQ, classes_LBQ, classes_LBQ.gather(2, leaders))
+            losses = functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), reduction="none")
+            return torch.where(matched_LBQ.flatten(), losses, self.no_object_weight * losses).sum()
         return functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), weights_C, reduction="sum")
 
     def _mask_sums(

@@ -122,6 +122,7 @@ class HungarianMatcher:
         labels: Sequence[Tensor],
         targets: Sequence[PointTargets | BoxTargets | None],
         image_ids: Sequence[str],
+        leaders: Tensor | None = None,
     ) -> Matches:
         """Match a batch.
 
@@ -130,6 +131,8 @@ class HungarianMatcher:
             labels: int64 ``[K]`` per image.
             targets: per image; None where K is 0.
             image_ids: named in errors.
+            leaders: int64 ``[L, B, Q]``, the query that stands for each; those that do not stand for themselves are
+                matched only where segments outnumber the others. None = each stands for itself.
 
         Raises:
             NonFiniteCostError: a cost is NaN or infinite; names the images.
@@ -138,6 +141,9 @@ class HungarianMatcher:
         costs = [
             None if target is None else self.costs(proposals, i, labels[i], target) for i, target in enumerate(targets)
         ]
+        if leaders is not None:
+            follows_LBQ = leaders != torch.arange(leaders.shape[2], device=device)
+            costs = [None if cost is None else _put_last(cost, follows_LBQ[:, i]) for i, cost in enumerate(costs)]
         host = _to_host(costs)
         broken = [image_ids[i] for i, cost in enumerate(host) if not np.isfinite(cost).all()]
         if broken:
@@ -149,6 +155,12 @@ class HungarianMatcher:
         empty = np.zeros((len(proposals), 2, 0), dtype=np.int64)
         joined_L2T = torch.from_numpy(np.concatenate([empty, *pairs], axis=2).astype(np.int64)).to(device)
         return Matches(queries=joined_L2T[:, 0], segments=joined_L2T[:, 1], counts=counts)
+
+
+def _put_last(cost_LQK: Tensor, follows_LQ: Tensor) -> Tensor:
+    """Cost with so much on top for some queries that as few of them as possible are matched."""
+    span_L11 = cost_LQK.amax((1, 2), keepdim=True) - cost_LQK.amin((1, 2), keepdim=True)
+    return cost_LQK + follows_LQ[..., None] * (1 + span_L11) * min(cost_LQK.shape[1:])
 
 
 def _to_host(costs: Sequence[Tensor | None]) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dataseg.network import LinearClassifier, TextClassifier
-from dataseg.structures import ClassEmbeddings
+from dataseg.structures import ClassEmbeddings, UserError
 
 
 def embeddings(names_per_class, dim=12):
@@ -83,3 +83,80 @@ def test_linear_classifier_serves_its_own_number_of_classes():
     assert classifier(torch.randn(2, 5, 8), embeddings([2, 1, 1])).shape == (2, 5, 4)
     with pytest.raises(ValueError, match="knows 3 classes, but the vocabulary has 2"):
         classifier(torch.randn(2, 5, 8), embeddings([1, 1]))
+
+
+# ------------------------------------------------------------------------------- vectors of each vocabulary
+
+
+def named(name, count, dim=12):
+    return ClassEmbeddings(torch.full((count, dim), torch.nan), torch.arange(count), count, name)
+
+
+def test_learnt_classes_take_the_place_of_text():
+    classifier, queries = TextClassifier(8, 12), torch.randn(2, 3, 8)
+    classifier.learn_classes({"a": 4, "b": 2})
+    logits = classifier(queries, named("a", 4))
+    embedded, own = classifier.projection(queries), classifier.class_vectors["a"].weight
+    expected = functional.cosine_similarity(embedded[..., None, :], own, dim=-1) / 0.07
+    torch.testing.assert_close(logits[..., :-1], expected, rtol=1e-4, atol=1e-4)
+    two_names = ClassEmbeddings(torch.randn(3, 12), torch.tensor([0, 0, 1]), 2, "b")
+    assert classifier(queries, two_names).shape == (2, 3, 3), "one vector a class, whatever the number of its names"
+    for unknown in (named("c", 4), named("a", 5), named("", 4)):
+        with pytest.raises(UserError, match=r"cannot be classified.*a \(4 classes\), b \(2 classes\)"):
+            classifier(queries, unknown)
+
+
+def test_separate_backgrounds_start_alike_and_differ_once_learnt():
+    shared, separate = TextClassifier(8, 12), TextClassifier(8, 12)
+    separate.load_state_dict(shared.state_dict())
+    separate.separate_backgrounds(["a", "b"])
+    assert "background" not in separate.state_dict()
+    queries, a, b = torch.randn(2, 3, 8), *(embeddings([1, 1]) for _ in "ab")
+    a.vocabulary, b.vocabulary = "a", "b"
+    for classes in (a, b, embeddings([1, 1])):
+        assert torch.equal(separate(queries, classes)[..., -1], shared(queries, classes)[..., -1])
+    separate(queries, a)[..., -1].sum().backward()
+    assert separate.backgrounds["a"].grad.abs().sum() > 0
+    assert not separate.backgrounds["b"].grad.any()
+    with torch.no_grad():
+        separate.backgrounds["a"] += 1
+    assert not torch.equal(separate(queries, a)[..., -1], separate(queries, b)[..., -1])
+
+
+def test_every_step_has_the_same_parameters():
+    classifier = TextClassifier(8, 12)
+    classifier.learn_classes({"a": 4, "b": 2})
+    classifier.separate_backgrounds(["a", "b"])
+    classifier(torch.randn(1, 2, 8), named("b", 2)).sum().backward()
+    assert all(p.grad is not None for p in classifier.parameters())
+    assert not classifier.class_vectors["a"].weight.grad.any()
+    assert classifier.class_vectors["b"].weight.grad.any()
+
+
+def test_state_of_other_vocabularies():
+    def make(**vocabularies):
+        classifier = TextClassifier(8, 12)
+        classifier.learn_classes(vocabularies)
+        classifier.separate_backgrounds(vocabularies)
+        return classifier
+
+    trained, here = make(a=4, b=2), make(b=2, c=3)
+    state = {f"net.{name}": value for name, value in trained.state_dict().items()}
+    assert here.align(state, "net.") == ["c"]
+    start = here.class_vectors["c"].weight.clone()
+    here.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})
+    assert torch.equal(here.class_vectors["b"].weight, trained.class_vectors["b"].weight)
+    assert torch.equal(here.class_vectors["c"].weight, start)
+    copy = TextClassifier(8, 12)
+    copy.adopt(trained.state_dict())
+    copy.load_state_dict(trained.state_dict())
+    plain = TextClassifier(8, 12)
+    plain.adopt(plain.state_dict())
+    assert plain.background is not None
+    backgrounds = TextClassifier(8, 12)
+    backgrounds.separate_backgrounds(["b", "c"])
+    for other in (plain, backgrounds):
+        text = {f"net.{name}": value for name, value in other.state_dict().items()}
+        assert here.align(text, "net.") == []
+        with pytest.raises(RuntimeError, match="class_vectors"):
+            here.load_state_dict({name.removeprefix("net."): value for name, value in text.items()})

@@ -79,8 +79,10 @@ def test_global_attention_every_quarter_of_the_depth(name, depth):
     assert {window for window in windows if window is not None} == {14}
 
 
-# ViT-B and ViT-L as published (arXiv 2010.11929, table 1), in millions; without head, class token and final norm
-@pytest.mark.parametrize(("name", "published"), [("vit_base_patch16_224.mae", 86), ("vit_large_patch16_224.mae", 307)])
+# ViT-B/16 and ViT-L/16 as published, without their heads, in millions (arXiv 2010.11929 rounds to 86, and 307 with one)
+@pytest.mark.parametrize(
+    ("name", "published"), [("vit_base_patch16_224.mae", 85.8), ("vit_large_patch16_224.mae", 303.3)]
+)
 def test_parameter_counts(name, published, capsys):
     with torch.device("meta"):
         backbone = ViTDet(name, pretrained=False)
@@ -88,7 +90,7 @@ def test_parameter_counts(name, published, capsys):
     pyramid = sum(p.numel() for p in backbone.pyramid.parameters()) / 1e6
     with capsys.disabled():
         print(f"\n{name}: {vit:.1f}M parameters (published {published}M) + {pyramid:.1f}M of the feature pyramid")
-    assert vit == pytest.approx(published, rel=0.015)
+    assert vit == pytest.approx(published, abs=0.05)  # the class token and the final norm are left out
 
 
 def test_far_tokens_meet_only_in_global_blocks():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from callbacks.drawing import draw
+from dataseg.drawing import draw, fit, resize
 from dataseg.structures import VOID, Boxes, ClassSpec, InstanceMasks, SegmentMap, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -61,7 +61,32 @@ def test_names_change_only_where_they_are_written(labels):
     assert draw(GREY, target, VOCABULARY, names=True).shape == GREY.shape
 
 
-def test_zoom_repeats_pixels():
-    picture = draw(GREY, segment_map(), VOCABULARY, names=False, alpha=1.0, zoom=3)
+def test_maps_and_masks_are_scaled_to_the_picture():
+    large = np.full((60, 90, 3), 100, np.uint8)
+    picture = draw(large, segment_map(), VOCABULARY, names=False, alpha=1.0)
     assert picture.shape == (60, 90, 3)
-    assert picture[16, 16].tolist() == [0, 0, 255]
+    assert picture[28, 16].tolist() == [0, 0, 255]
+    assert picture[32, 16].tolist() == [255, 0, 0]
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[5:15, 6:12] = 1
+    drawn = draw(large, InstanceMasks([coco_mask.encode(mask)], torch.tensor([1]), (20, 30)), VOCABULARY, False, 1.0)
+    assert (drawn[16:44, 19:35] == [255, 0, 0]).all()  # within its line
+    assert (drawn[15, 18:36] == 255).all()
+    drawn[15:45, 18:36] = 100
+    assert (drawn == 100).all()
+
+
+@pytest.mark.parametrize("size", [(20, 30), (60, 90), (50, 75), (10, 15), (1, 2)])
+def test_fit_and_resize_give_the_size_asked_for(size):
+    assert fit(segment_map(), size).size == size
+    assert resize(GREY, size).shape == (*size, 3)
+    assert set(fit(segment_map(), size).ids.unique().tolist()) <= {VOID, 0, 1, 2}
+
+
+def test_an_instance_without_a_mask_is_a_box():
+    boxes = torch.tensor([[2.0, 3.0, 12.0, 9.0]])
+    target = InstanceMasks(rles=[None], labels=torch.tensor([0]), size=(10, 15), boxes=boxes)
+    picture = draw(GREY, target, VOCABULARY, names=False)
+    drawn = np.argwhere((picture != 100).any(-1))
+    assert drawn.min(0).tolist() == [6, 4]  # scaled with the picture
+    assert drawn.max(0).tolist() == [18, 24]

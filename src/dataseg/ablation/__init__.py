@@ -1,0 +1,1 @@
+"""Ablations: suites of experiments, run with one command (`dataseg.ablation.runner`)."""

@@ -1,0 +1,196 @@
+"""Pictures of segments: colour by class, a shade of its own for every instance, a line around each segment."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+
+from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Target, Vocabulary
+
+Picture = npt.NDArray[np.uint8]
+
+LINE = (255, 255, 255)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+_SHADES = (0.0, 0.12, -0.12, 0.24, -0.24)
+_SMALLEST_NAMED = 180
+"""Pixels of the picture; a smaller segment would disappear under its name."""
+
+
+def _shade(color: npt.NDArray[np.uint8], instance: int) -> npt.NDArray[np.uint8]:
+    """The class colour, a little lighter or darker by instance; the first has it as it is."""
+    if instance == 0:
+        return color
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(color / 255.0))
+    lightness = min(0.85, max(0.2, lightness + _SHADES[instance % len(_SHADES)]))
+    return (255 * np.array(colorsys.hls_to_rgb(hue, lightness, saturation))).astype(np.uint8)
+
+
+def _segment_colors(labels: list[int], vocabulary: Vocabulary) -> npt.NDArray[np.uint8]:
+    """Uint8 ``[K, 3]``; instances of one class differ in shade, a class's only segment has its plain colour."""
+    palette = vocabulary.colors.numpy()
+    seen: dict[int, int] = {}
+    colors = np.zeros((len(labels), 3), np.uint8)
+    for k, label in enumerate(labels):
+        number = seen.get(label, 0)
+        seen[label] = number + 1
+        colors[k] = _shade(palette[label], number)
+    return colors
+
+
+def _caption(picture: Picture, text: str, x: float, y: float) -> None:
+    scale = max(0.35, min(picture.shape[:2]) / 900)
+    (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
+    rows, columns = picture.shape[:2]
+    where = (int(max(0, min(x, columns - width - 2))), int(max(height + 2, min(y, rows - 4))))  # whole, if it fits
+    cv2.putText(picture, text, where, FONT, scale, (0, 0, 0), 2, cv2.LINE_AA)
+    cv2.putText(picture, text, where, FONT, scale, LINE, 1, cv2.LINE_AA)
+
+
+def resize(image: Picture, size: tuple[int, int]) -> Picture:
+    """``[H, W, 3]`` -> ``[*size, 3]``: pixels repeated where a whole factor enlarges it, else smooth."""
+    rows, columns = image.shape[:2]
+    if (rows, columns) == size:
+        return image
+    whole = size[0] % rows == size[1] % columns == 0
+    how = cv2.INTER_NEAREST if whole else cv2.INTER_LINEAR if size[0] > rows else cv2.INTER_AREA
+    return cv2.resize(image, size[::-1], interpolation=how).astype(np.uint8, copy=False)
+
+
+def fit(target: SegmentMap, size: tuple[int, int]) -> SegmentMap:
+    """The map at ``size`` = (rows, columns), every pixel with the segment of the nearest one."""
+    if target.size == size:
+        return target
+    ids = target.ids.cpu().to(torch.int16 if len(target) < 2**15 else torch.int32)  # what OpenCV can resize
+    return replace(target, ids=torch.from_numpy(cv2.resize(ids.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST)))
+
+
+def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = True, alpha: float = 0.65) -> Picture:
+    """Lay segments over an image.
+
+    Args:
+        image: uint8 ``[H, W, 3]`` RGB.
+        target: ground truth or prediction; maps and masks of another size are scaled to the image's, boxes are in its
+            pixels. Void stays plain image, crowds are drawn hatched, instances without a mask as their box.
+        names: write class names.
+        alpha: opacity of segments, in [0, 1].
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    colors = _segment_colors(target.labels.tolist(), vocabulary)
+    written = vocabulary.names if names else None
+    if isinstance(target, SegmentMap):
+        return _draw_map(image, target, colors, written, alpha)
+    picture = image.copy()
+    if isinstance(target, Boxes):
+        _draw_boxes(picture, target, colors, written)
+    else:
+        _draw_masks(picture, target, colors, written, alpha)
+    return picture
+
+
+def _draw_boxes(picture: Picture, boxes: Boxes, colors: Picture, names: list[str] | None) -> None:
+    for k, (corners, label) in enumerate(zip(boxes.xyxy.tolist(), boxes.labels.tolist(), strict=True)):
+        x, y, right, bottom = (int(v) for v in corners)
+        cv2.rectangle(picture, (x, y), (right, bottom), colors[k].tolist(), 2)
+        if names is not None:
+            _caption(picture, names[label], x, y)
+
+
+def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: list[str] | None, alpha: float) -> None:
+    captions = []
+    for k, (rle, label) in enumerate(zip(masks.rles, masks.labels.tolist(), strict=True)):
+        if rle is None:
+            if masks.boxes is not None:  # all that is known of it
+                x, y, right, bottom = (masks.boxes[k] * _zoom(masks.size, picture.shape).repeat(2)).int().tolist()
+                cv2.rectangle(picture, (x, y), (right, bottom), LINE, 1)
+            continue
+        (x, y), mask = _part(rle, masks.size, picture.shape)
+        if mask is None:
+            continue
+        rows, columns = mask.shape
+        is_crowd = masks.is_crowd is not None and bool(masks.is_crowd[k])
+        _paint(picture[y : y + rows, x : x + columns], mask, colors[k], alpha, is_crowd)
+        captions.append((label, x, y + rows / 2))
+    if names is not None:
+        for label, left, middle in captions:  # last: masks may overlap
+            _caption(picture, names[label], left, middle)
+
+
+def _zoom(size: tuple[int, int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Factors on x and y from an image of ``size`` to a picture of ``shape``; ``[2]``."""
+    return torch.tensor([shape[1] / size[1], shape[0] / size[0]])
+
+
+def _part(
+    rle: dict[str, Any], size: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[tuple[int, int], npt.NDArray[np.uint8] | None]:
+    """Left upper corner of a mask in a picture of ``shape``, and the mask within its bounding box; None if empty."""
+    x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
+    if not width * height:
+        return (0, 0), None
+    across, down = _zoom(size, shape).tolist()
+    left, top = int(x * across), int(y * down)
+    right, bottom = max(left + 1, round((x + width) * across)), max(top + 1, round((y + height) * down))
+    mask = coco_mask.decode(rle)[y : y + height, x : x + width]
+    where = (right - left, bottom - top)
+    return (left, top), cv2.resize(mask, where, interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
+
+
+def _paint(part: Picture, mask: npt.NDArray[np.uint8], color: Picture, alpha: float, hatch: bool) -> None:
+    """Draw into the part of a picture that a mask's bounding box cuts out."""
+    inside = mask.astype(bool)
+    if hatch:
+        inside &= _hatching(inside.shape)
+    blend = cv2.addWeighted(part, 1 - alpha, np.broadcast_to(color, part.shape).copy(), alpha, 0)
+    np.copyto(part, blend, where=inside[..., None])
+    outline = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) != mask
+    part[outline] = LINE
+
+
+def _hatching(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    hatched: npt.NDArray[np.bool_] = (rows + columns) % 8 < 4
+    return hatched
+
+
+def _draw_map(image: Picture, target: SegmentMap, colors: Picture, names: list[str] | None, alpha: float) -> Picture:
+    ids = fit(target, image.shape[:2]).ids.cpu().numpy()  # type: ignore[arg-type]
+    table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])  # VOID = -1 indexes the last
+    plain = ids == VOID
+    if target.is_crowd is not None and bool(target.is_crowd.any()):
+        crowds = np.nonzero(target.is_crowd.cpu().numpy())[0]
+        plain |= np.isin(ids, crowds) & ~_hatching(ids.shape)
+    picture = np.asarray(cv2.addWeighted(image, 1 - alpha, table.take(ids, axis=0, mode="wrap"), alpha, 0), np.uint8)
+    picture[plain] = image[plain]
+    edge = np.zeros(ids.shape, bool)
+    edge[1:] |= ids[1:] != ids[:-1]
+    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    picture[edge] = LINE
+    if names is not None:
+        _name_segments(picture, ids, [names[label] for label in target.labels.tolist()])
+    return picture
+
+
+def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str]) -> None:
+    """Write each segment's name at its centre of mass or, where that is another's, at its nearest pixel."""
+    flat, width = ids.ravel() + 1, ids.shape[1]
+    sizes = np.bincount(flat, minlength=len(names) + 1)
+    ys = np.bincount(flat, np.repeat(np.arange(len(ids)), width), len(names) + 1)
+    xs = np.bincount(flat, np.tile(np.arange(width), len(ids)), len(names) + 1)
+    for k, name in enumerate(names, start=1):
+        if sizes[k] < _SMALLEST_NAMED:
+            continue
+        y, x = ys[k] / sizes[k], xs[k] / sizes[k]
+        if ids[int(y), int(x)] != k - 1:
+            rows, columns = np.nonzero(ids == k - 1)
+            nearest = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
+            y, x = rows[nearest], columns[nearest]
+        _caption(picture, name, x - 12, y)
