@@ -84,7 +84,6 @@ def load_published(
     report = ImportReport(path, len(tensors) + len(head) * (classifier is not None), dropped, untouched)
     if head and classifier is None:
         logger.warning("%s: its class head is dropped; the network keeps its own classifier", path)
-    logger.info(str(report))
     return report
 
 
@@ -248,7 +247,7 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], network: MaskClassific
     own = {name: t for name, t in network.state_dict().items() if not name.startswith("classifier.")}
     theirs, ours = Architecture.of(tensors), Architecture.of(own)
     differences = [
-        f"{f.name} {getattr(theirs, f.name)} (network: {getattr(ours, f.name)})"
+        f"{f.name} {getattr(theirs, f.name)} (network: {getattr(ours, f.name) or type(network.backbone).__name__})"
         for f in fields(theirs)
         if getattr(theirs, f.name) not in (None, getattr(ours, f.name))
     ]

@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -142,14 +144,26 @@ def write_programs(
     traced = programs.export_program(predictor.network, predictor.classes(chosen))
     lines = [f"takes {traced.images}"]
     if program is not None:
-        programs.save_program(traced, program, chosen)
-        loaded = torch.export.load(program).module()
-        lines += [f"{program}: {result}" for result in programs.check(traced.model, loaded, str(program))]
+        with _checked_first(program) as path:
+            programs.save_program(traced, path, chosen)
+            loaded = torch.export.load(path).module()
+            lines += [f"{program}: {result}" for result in programs.check(traced.model, loaded, str(program))]
     if onnx is not None:
-        programs.save_onnx(traced, onnx, chosen)
-        runner = programs.onnx_runner(onnx)
-        lines += [f"{onnx}: {result}" for result in programs.check(traced.model, runner, str(onnx))]
+        with _checked_first(onnx) as path:
+            programs.save_onnx(traced, path, chosen)
+            runner = programs.onnx_runner(path)
+            lines += [f"{onnx}: {result}" for result in programs.check(traced.model, runner, str(onnx))]
     return lines
+
+
+@contextmanager
+def _checked_first(path: Path) -> Iterator[Path]:
+    """A place to write to; only if the block ends well does it become ``path``, with what else was written there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        yield Path(folder, path.name)
+        for written in sorted(Path(folder).iterdir()):  # ONNX puts large weights into a file beside its own
+            written.replace(path.with_name(written.name))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
 
 from dataseg.model_file import ModelFile, read_model
 from dataseg.structures import UserError
@@ -42,10 +41,11 @@ def push(path: Path, repository: str, private: bool = False) -> str:
         api.create_repo(repository, private=private, repo_type="model", exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         commit = api.create_commit(repository, operations, commit_message="Upload model", repo_type="model")
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        text = " ".join(str(error).split())[:300]
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
+        text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"cannot push to {repository!r} ({text}): sign in with 'hf auth login' or HF_TOKEN, with the right to write"
+            f"cannot push to {repository!r} ({text}): sign in with 'hf auth login' or HF_TOKEN, with the right"
+            " to write, where the hub can be reached"
         ) from error
     return str(commit.commit_url)
 
@@ -90,6 +90,4 @@ def _figures(provenance: Mapping[str, Any]) -> str:
     head = f"\nWeights of step {step}.\n" if step is not None else ""
     if not lines:
         return head
-    return "\n".join(
-        [head, f"Figures of step {provenance.get('figures_step')}, percent:", "", "| | |", "|---|---|", *lines, ""]
-    )
+    return "\n".join([head, f"Figures of step {step}, percent:", "", "| | |", "|---|---|", *lines, ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -96,7 +96,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         super().__init__()
         self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
         if weights is not None:
-            rank_zero_info(load_published(network, weights, class_head="linear" if classifier == "linear" else "drop"))
+            head: Literal["linear", "drop"] = "linear" if classifier == "linear" else "drop"
+            rank_zero_info(str(load_published(network, weights, class_head=head)))
         elif classifier == "linear":
             raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
         self.network = network
@@ -114,7 +115,8 @@ class CoTrainedSegmenter(pl.LightningModule):
             _vocabulary_head(network).separate_backgrounds(vocabularies)
         if classifier == "linear":
             _check_class_counts(network, weights, datasets)
-        embed = _no_vectors if classifier == "linear" else text  # nor is a text encoder downloaded
+        # nor is a text encoder downloaded
+        embed: Callable[[Vocabulary], ClassEmbeddings] = _no_vectors if classifier == "linear" else text
         self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(embed(v)) for name, v in vocabularies.items()})
 
     def configure_model(self) -> None:
@@ -274,8 +276,9 @@ def _check_class_counts(
     others = {name: len(spec.vocabulary) for name, spec in datasets.items() if len(spec.vocabulary) != known}
     if others:
         raise UserError(
-            f"the class head of {weights} knows {known} classes, but the data sets have {others}: a linear classifier"
-            " serves only the data set that it was trained on; choose an experiment with that one alone (EXP=r50_coco)"
+            f"the class head of {weights} knows {known} classes, but the data sets have {others}: it serves only the"
+            " one that it was trained on. Take that one alone, as with EXP=r50_coco and"
+            " ARGS=\"--data.val='{coco: conf/data/coco_val.yaml}'\""
         )
 
 

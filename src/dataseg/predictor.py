@@ -287,5 +287,5 @@ def _from_hub(address: str) -> Path:
     name, _, revision = address.removeprefix(HUB).partition("@")
     try:
         return Path(hf_hub_download(name, FILE_NAME, revision=revision or None))
-    except (OSError, ValueError) as error:  # what the hub's client derives its errors from
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise UserError(f"{address}: cannot get {FILE_NAME} from the Hugging Face hub ({error})") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -40,7 +41,10 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file of weights")
+        raise UserError(
+            f"{path}: there is no such file of weights, nor a folder. A model on the Hugging Face hub is fetched first:"
+            " hf download OWNER/NAME --local-dir FOLDER"
+        )
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise UserError(f"{path}: a Git LFS pointer, not the weights themselves; fetch them with git lfs pull")
@@ -76,11 +80,12 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _torch_load(path: Path) -> Any:
     try:
-        # numpy's arrays and numbers (learning rates of a training checkpoint) are as harmless as torch's
-        with torch.serialization.safe_globals(_NUMPY_VALUES):
+        # numpy's arrays and numbers occur too, as learning rates of a training checkpoint
+        numpy_values: list[Any] = [(ours, ".".join(theirs)) for theirs, ours in _NUMPY.items()]
+        with torch.serialization.safe_globals(numpy_values):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        wanted = re.search(r"(?:GLOBAL |(?=numpy\.dtype\())(\S+)", str(error))
         if wanted:
             raise UserError(_more_than_arrays(path, wanted[1])) from error
         detail = str(error).split("\n")[0] if not isinstance(error, pickle.UnpicklingError) else "broken pickle"
@@ -102,8 +107,8 @@ def _tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds no state dict but a {type(content).__name__}")
     tensors = {}
     for name, value in content.items():
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.array(value))
+        if isinstance(value, _Array) and value.value is not None:
+            value = torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder("=")))  # a copy
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is no tensor but a {type(value).__name__}")
         tensors[name] = value
@@ -118,6 +123,11 @@ def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text in {encoding!r}")
     return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """How old pickles spell empty bytes: ``bytes()``."""
+    return b""
 
 
 def _storage(content: bytes) -> Any:
@@ -136,32 +146,65 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
-# numpy itself says which functions rebuild its arrays and scalars
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_SCALAR = np.float64(0).__reduce__()[0]
-_FROM_BUFFER = np.empty(1).__reduce_ex__(5)[0]
-_NUMPY_VALUES: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8", "?")),
-    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
+class _Number:
+    """A dtype as a pickle spells it: its code and byte order, and no more.
+
+    numpy's own would take any flags from the file, and with the wrong ones it reads an array's bytes as pointers.
+    """
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1|\?)", code):
+            raise _NotAnArray(f"numpy.dtype({code!r})")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array as a pickle spells it; numpy is handed bytes, a checked dtype and a shape."""
+
+    def __init__(self) -> None:
+        self.value: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, number, fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content  # written by Python 2
+        self.value = _from_bytes(content, number, shape, "F" if fortran else "C").value
+
+
+def _from_bytes(content: bytes, number: _Number, shape: Any, order: Any, axes: Any = None) -> _Array:
+    array = _Array()
+    flat = np.frombuffer(content, dtype=number.dtype)
+    array.value = flat.reshape(shape, order="C").transpose(axes) if axes else flat.reshape(shape, order=order)
+    return array
+
+
+def _empty_array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(number: _Number, content: bytes) -> _Array:
+    return _from_bytes(content, number, (), "C")
+
+
+_NUMPY: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Number}
+for _package in ("numpy.core", "numpy._core"):
+    _NUMPY[f"{_package}.multiarray", "_reconstruct"] = _empty_array
+    _NUMPY[f"{_package}.multiarray", "scalar"] = _scalar
+    _NUMPY[f"{_package}.numeric", "_frombuffer"] = _from_bytes
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("__builtin__", "bytes"): _no_bytes,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch.nn.parameter", "Parameter"): _parameter,
+    **_NUMPY,
 }
-for _package in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_package}.multiarray", "_reconstruct"] = _RECONSTRUCT
-    _ADMITTED[f"{_package}.multiarray", "scalar"] = _SCALAR
-    _ADMITTED[f"{_package}.numeric", "_frombuffer"] = _FROM_BUFFER
 
 
 class _NotAnArray(pickle.UnpicklingError):

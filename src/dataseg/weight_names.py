@@ -12,7 +12,7 @@ A rule is a pattern of the whole name and what it becomes:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -63,7 +63,8 @@ def translate(state: Mapping[str, Tensor], scheme: NamingScheme) -> Translation:
     """Rename, split and join tensors; every name of ``state`` ends in tensors, dropped or unknown.
 
     Raises:
-        UserError: a part of a joined tensor is missing.
+        UserError: two tensors have one name of ours; a part of a joined tensor is missing; or one does not divide or
+            join.
     """
     result = Translation()
     parts: dict[str, dict[int, Tensor]] = {}
@@ -78,23 +79,35 @@ def translate(state: Mapping[str, Tensor], scheme: NamingScheme) -> Translation:
                 result.dropped[name] = reason
             continue
         joined = re.fullmatch(r"(.+)\[(\d)/(\d)\]", target)
-        if joined:
-            target = joined[1]
-            parts.setdefault(target, {})[int(joined[2])] = tensor
-            expected[target] = int(joined[3])
-        else:
-            split = target.split("|")
-            result.tensors.update(zip(split, tensor.chunk(len(split)), strict=True))
-        for ours in target.split("|"):
+        split = [joined[1]] if joined else target.split("|")
+        for ours in split:
             result.source.setdefault(ours, []).append(name)
+            if ours in result.tensors or (joined and int(joined[2]) in parts.get(ours, {})):
+                raise UserError(f"several tensors are {ours}: {result.source[ours]}")
+        if joined:
+            parts.setdefault(joined[1], {})[int(joined[2])] = tensor
+            expected[joined[1]] = int(joined[3])
+        else:
+            result.tensors.update(zip(split, _in_parts(name, tensor, len(split)), strict=True))
     for target, found in parts.items():
         if len(found) != expected[target]:
             raise UserError(
                 f"{target} is made of {expected[target]} tensors (query, key, value), but there is only"
                 f" {result.source[target]}"
             )
+        shapes = {tuple(part.shape) for part in found.values()}
+        if len(shapes) > 1 or () in shapes:
+            raise UserError(f"{result.source[target]} belong together, but have the shapes {sorted(shapes)}")
         result.tensors[target] = torch.cat([found[i] for i in sorted(found)])
     return result
+
+
+def _in_parts(name: str, tensor: Tensor, count: int) -> Sequence[Tensor]:
+    if count == 1:
+        return (tensor,)
+    if not tensor.ndim or len(tensor) % count:
+        raise UserError(f"{name} {list(tensor.shape)} cannot be split into {count} equal parts")
+    return tensor.chunk(count)
 
 
 def _first_match(name: str, rules: Rules) -> str | None:
@@ -118,19 +131,22 @@ _D2_LAYER = _D2_PIXEL + r"transformer\.encoder\.layers\.(\d+)\."
 
 _D2_BACKBONES: Rules = (
     (r"backbone\.stem\.conv1\.weight", r"backbone.model.conv1.weight"),
-    (r"backbone\.stem\.conv1\.norm\.(.+)", r"backbone.model.bn1.\1"),
+    (r"backbone\.stem\.conv1\.norm\.(?!num_batches)(.+)", r"backbone.model.bn1.\1"),
     *(
         rule
         for stage in range(1, 5)
         for rule in (
             (rf"backbone\.res{stage + 1}\.(\d+)\.conv(\d)\.weight", rf"backbone.model.layer{stage}.\1.conv\2.weight"),
-            (rf"backbone\.res{stage + 1}\.(\d+)\.conv(\d)\.norm\.(.+)", rf"backbone.model.layer{stage}.\1.bn\2.\3"),
+            (
+                rf"backbone\.res{stage + 1}\.(\d+)\.conv(\d)\.norm\.(?!num_batches)(.+)",
+                rf"backbone.model.layer{stage}.\1.bn\2.\3",
+            ),
             (
                 rf"backbone\.res{stage + 1}\.(\d+)\.shortcut\.weight",
                 rf"backbone.model.layer{stage}.\1.downsample.0.weight",
             ),
             (
-                rf"backbone\.res{stage + 1}\.(\d+)\.shortcut\.norm\.(.+)",
+                rf"backbone\.res{stage + 1}\.(\d+)\.shortcut\.norm\.(?!num_batches)(.+)",
                 rf"backbone.model.layer{stage}.\1.downsample.1.\2",
             ),
         )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataseg.checkpoints import load_published, published_network
-from dataseg.network import LinearClassifier, TextClassifier
+from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier, ViTDet
 from dataseg.structures import ClassEmbeddings, UserError
 from dataseg.weight_files import read_tensors
 
@@ -201,6 +201,19 @@ def test_first_published_names(mask2former_pair, tmp_path):
     assert_equal_outputs(ours, mask2former_pair.theirs)
 
 
+@pytest.mark.parametrize("freeze_norm", [True, False])
+def test_counters_of_batch_norms_that_were_trained(mask2former_pair, tmp_path, freeze_norm):
+    """Official models with SyncBN have them, those with FrozenBN do not."""
+    state = official_state(mask2former_pair.theirs)
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    counters = {f"{name}num_batches_tracked": torch.tensor(7) for name in norms}
+    assert bool(counters) == (mask2former_pair.name == "resnet")
+    ours = mask2former_pair.make_ours(freeze_norm=freeze_norm)
+    report = load_published(ours, pickled({**state, **counters}, tmp_path / "model.pkl"), class_head="linear")
+    assert set(counters) <= set(report.dropped)
+    assert_equal_outputs(ours, mask2former_pair.theirs)
+
+
 def test_network_is_built_from_the_checkpoint_alone(mask2former_pair, tmp_path):
     path = pickled(official_state(mask2former_pair.theirs), tmp_path / "model.pkl")
     assert_equal_outputs(published_network(path).eval(), mask2former_pair.theirs)
@@ -270,6 +283,21 @@ def test_unknown_tensor(intact, tmp_path):
     refused(ours, pickled(state, tmp_path / "m.pkl"), r"no such tensors: sem_seg_head\.predictor\.surprise")
 
 
+def test_two_tensors_of_one_place(intact, tmp_path):
+    state, ours = intact
+    state["sem_seg_head.predictor.static_query.weight"] = state["sem_seg_head.predictor.query_feat.weight"]
+    refused(
+        ours, pickled(state, tmp_path / "m.pkl"), r"several tensors are transformer_decoder\.query_features\.weight"
+    )
+
+
+def test_a_tensor_that_does_not_divide(intact, tmp_path):
+    state, ours = intact
+    for odd in (torch.zeros(64 * 3 + 1), torch.zeros(())):
+        state["sem_seg_head.predictor.transformer_self_attention_layers.1.self_attn.in_proj_bias"] = odd
+        refused(ours, pickled(state, tmp_path / "m.pkl"), r"in_proj_bias \[.*\] cannot be split into 3 equal parts")
+
+
 def test_misshapen_tensor(intact, tmp_path):
     state, ours = intact
     state["sem_seg_head.pixel_decoder.mask_features.bias"] = torch.zeros(3)
@@ -282,6 +310,12 @@ def test_wrong_architecture(mask2former_pair, tmp_path):
     state["sem_seg_head.predictor.query_embed.weight"] = torch.zeros(30, 64)
     path = pickled(state, tmp_path / "m.pkl")
     refused(mask2former_pair.make_ours(), path, r"another architecture: num_queries 30 \(network: 20\)")
+
+
+def test_a_plain_vision_transformer_is_another_architecture(mask2former_pair, tmp_path):
+    path = pickled(official_state(mask2former_pair.theirs), tmp_path / "m.pkl")
+    vit = ViTDet("vit_tiny_patch16_224", pretrained=False, options={"embed_dim": 32, "depth": 4, "num_heads": 2})
+    refused(MaskClassificationNetwork(vit), path, r"another architecture: backbone \w+ .*\(network: ViTDet\)")
 
 
 def test_wrong_backbone(mask2former_pair, tmp_path):
@@ -348,6 +382,34 @@ def test_malicious_pickle_does_not_run(tmp_path, suffix, hidden):
         assert trap.exists(), "the trap works where nobody guards"
 
 
+class ForgedNumber:
+    """float64 whose flags say that its bytes are pointers to objects; numpy itself believes that of a pickle."""
+
+    def __reduce__(self):
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63)
+
+
+class ForgedArray:
+    def __reduce__(self):
+        reconstruct = np.empty(0).__reduce__()[0]
+        return reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), ForgedNumber(), False, np.float64(0.1).tobytes())
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_an_array_cannot_pass_numbers_for_pointers(tmp_path, suffix):
+    path = tmp_path / f"m{suffix}"
+
+    def saved(content):
+        path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
+        return path
+
+    assert pickle.loads(pickle.dumps(ForgedNumber())).hasobject, "the forgery works where nobody guards"
+    assert read_tensors(saved({"a": ForgedArray()}))["a"].tolist() == [0.1]
+    for foreign in (np.array([{}], dtype=object), np.array(["text"]), np.zeros(2, dtype=[("x", "f4")])):
+        with pytest.raises(UserError, match=r"m\.p\w+: wants to call numpy\.dtype\('[OUV]\d+'\)"):
+            read_tensors(saved({"a": foreign}))
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickles_of_tensors(tmp_path, protocol):
     state = {
@@ -357,12 +419,16 @@ def test_pickles_of_tensors(tmp_path, protocol):
         "parameter": torch.nn.Parameter(torch.randn(2)),
         "array": np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "number": np.float32(2.5),
+        "big_endian": np.arange(3, dtype=">i8"),
+        "empty": np.zeros((0, 4), dtype=np.float16),
+        "flags": np.array([True, False]),
     }
     path = tmp_path / "m.pkl"
     path.write_bytes(pickle.dumps(state, protocol=protocol))
     loaded = read_tensors(path)
     assert set(loaded) == set(state)
     for name, value in state.items():
+        value = value.astype(value.dtype.newbyteorder("=")) if isinstance(value, np.ndarray) else value
         torch.testing.assert_close(loaded[name], torch.as_tensor(value).detach())
 
 

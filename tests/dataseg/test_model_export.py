@@ -244,6 +244,10 @@ def test_a_folder_of_shards_is_made_whole(checkpoint, exported, tmp_path):
 # ------------------------------------------------------------------------------------------------------ the hub
 
 
+class UnreachableError(Exception):
+    """As an HTTP library's own errors are: of no common kind, and without a word."""
+
+
 class FakeApi:
     """Takes what huggingface_hub.HfApi would."""
 
@@ -255,6 +259,8 @@ class FakeApi:
     def create_repo(self, name, private, repo_type, exist_ok):
         if name == "owner/forbidden":
             raise OSError("403 forbidden")
+        if name == "owner/unreachable":
+            raise UnreachableError
         self.calls.append(("create", name, private, repo_type, exist_ok))
 
     def create_commit(self, name, operations, commit_message, repo_type):
@@ -285,6 +291,7 @@ def test_push(exported, checkpoint, tmp_path, monkeypatch, capsys):
         "| `coco` | mini_coco | 24 |",
         "all-MiniLM-L6-v2",
         "Weights of step 2",
+        "Figures of step 2, percent",
     ):
         assert expected in card
 
@@ -293,6 +300,8 @@ def test_a_refused_push_is_one_message(exported, monkeypatch):
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     with pytest.raises(UserError, match=r"cannot push to 'owner/forbidden' \(403 forbidden\): sign in"):
         hub.push(exported, "owner/forbidden")
+    with pytest.raises(UserError, match=r"cannot push to 'owner/unreachable' \(UnreachableError\): sign in"):
+        hub.push(exported, "owner/unreachable")
 
 
 def test_only_exported_models_are_pushed(checkpoint):

@@ -165,6 +165,10 @@ def test_the_command_line_writes_and_checks_programs(tmp_path, monkeypatch):
     assert (tmp_path / "m.onnx").read_text() == "roads"
     assert traced[0].num_classes == 3
     assert len(lines) == 1 + len(programs.CHECKED)
+    monkeypatch.setattr(programs, "onnx_runner", lambda path: lambda images: (torch.zeros(1), torch.zeros(1)))
+    with pytest.raises(UserError, match=r"wrong\.onnx: gives \[1\] in place of"):
+        export.write_programs(model, "ckpt", "street", None, tmp_path / "wrong.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"], "nothing is left of a wrong one"
     with pytest.raises(UserError, match=r"one vocabulary built in: choose one of \['home', 'street'\]"):
         export.write_programs(model, "ckpt", None, None, tmp_path / "m.onnx")
 
