@@ -14,6 +14,7 @@ from dataseg.losses import Criterion
 from dataseg.module import CoTrainedSegmenter
 from dataseg.network import MaskClassificationNetwork, TimmBackbone
 from dataseg.optimization import Optimization
+from dataseg.postprocess import PostProcessor, SemanticOptions
 from dataseg.text import TextEmbeddings, TextEncoder
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,11 @@ def text(tmp_path: Path, width: int) -> TextEmbeddings:
 
 
 def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
-    """At most five minutes on two cores; PQ >= 50 and mIoU >= 70 on the images it was trained on."""
+    """At most five minutes on two cores; PQ >= 50 and mIoU >= 70 on the images it was trained on.
+
+    Class scores are merged by max: at a temperature that has had no time to fall, the sum over all the queries that are
+    background gives a class that nobody has seen, but whose vector is near the background's, the empty walls.
+    """
     torch.set_num_threads(2)
     pl.seed_everything(0)
     coco = CocoPanoptic(split="val2017")
@@ -75,6 +80,7 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
         text=text(tmp_path, 256),
         datasets=data.specs,
         optimization=Optimization(lr=1e-3, backbone_lr_factor=1.0, warmup_steps=20, schedule="poly"),
+        postprocess=PostProcessor(semantic=SemanticOptions(merge="max")),
     )
     evaluation = Evaluation()
     trainer = pl.Trainer(
