@@ -54,7 +54,7 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
         root=real_data,
         train={"coco": coco, "ade": ade},
         val={"coco": coco, "ade": ade},
-        ratios={"coco": 1, "ade": 2},
+        ratios={"coco": 1, "ade": 4},
         image_size=256,
         eval_size=256,
         eval_max_size=256,
@@ -85,7 +85,7 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
     evaluation = Evaluation()
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=1200,
+        max_steps=1400,
         max_time={"minutes": 5},
         gradient_clip_val=5.0,
         num_sanity_val_steps=0,
