@@ -145,6 +145,7 @@ class IndexedReader(Reader):
         self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
     ) -> None:
         super().__init__(vocabulary, tasks, names)
+        self._annotations = Path()  # until `locate` finds it
         self._index: Index | None = None
 
     @property

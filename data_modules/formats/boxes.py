@@ -28,12 +28,6 @@ class BoxReader(IndexedReader):
     default_tasks = (Task.INSTANCE,)
     skip: frozenset[str] = frozenset()
 
-    def __init__(
-        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
-    ) -> None:
-        super().__init__(vocabulary, tasks, names)
-        self._annotations = Path()
-
     def read(self, complain: Complain = refuse) -> None:
         label_of = self.vocabulary.index_of
         settings = {"kind": "boxes", "label_of": label_of, "skip": sorted(self.skip)}

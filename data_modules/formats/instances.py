@@ -30,12 +30,6 @@ class InstanceReader(IndexedReader):
     gives = "masks"
     default_tasks = (Task.INSTANCE,)
 
-    def __init__(
-        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
-    ) -> None:
-        super().__init__(vocabulary, tasks, names)
-        self._annotations = Path()
-
     def read(self, complain: Complain = refuse) -> None:
         label_of = self.vocabulary.index_of
         batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), to_rle)

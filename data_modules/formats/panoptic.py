@@ -47,7 +47,7 @@ class PanopticReader(IndexedReader):
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.areas = areas
-        self._annotations = self._images = self._labels = Path()
+        self._images = self._labels = Path()
 
     def label_of(self) -> dict[int, int]:
         """``category_id`` in the JSON -> label."""

@@ -52,8 +52,7 @@ class Job:
     def is_done(self) -> bool:
         """Whether its last evaluation is there, and was asked for by this very command."""
         asked = _read(self.folder / COMMAND)
-        state = (_read(self.folder / METRICS) or {}).get("run", {})
-        return asked in (None, list(self.arguments)) and state.get("step") == state.get("max_steps") == self.steps
+        return asked in (None, list(self.arguments)) and is_complete(_read(self.folder / METRICS), self.steps)
 
     def clear(self) -> Path | None:
         """Make room for the run to start or to go on.
@@ -102,6 +101,20 @@ class Job:
             return ""
 
 
+def folder_of(suite: Suite, row: Row, seed: int, runs: Path) -> Path:
+    """Where a run of a suite lies below the folder of all runs."""
+    return runs / suite.name / row.name / f"seed{seed}"
+
+
+def is_complete(metrics: Any, steps: int) -> bool:
+    """Whether the content of a ``metrics.json`` is of a run's last evaluation; ``steps``: 0 = of any length."""
+    state = metrics.get("run") if isinstance(metrics, dict) else None
+    if not isinstance(state, dict):
+        return False
+    step = state.get("step")
+    return step is not None and step == state.get("max_steps") and steps in (0, step)
+
+
 def jobs_of(suite: Suite, seeds: int, runs: Path, extra: Sequence[str] = (), conf: Path = Path("conf")) -> list[Job]:
     """Every run of a suite, in the order they are to be done.
 
@@ -116,7 +129,7 @@ def jobs_of(suite: Suite, seeds: int, runs: Path, extra: Sequence[str] = (), con
     """
     if seeds < 1:
         raise UserError(f"SEEDS must be 1 or more, got {seeds}")
-    return [_job(suite, row, seed, runs / suite.name, extra, conf) for row, seed in suite.runs(seeds)]
+    return [_job(suite, row, seed, runs, extra, conf) for row, seed in suite.runs(seeds)]
 
 
 def _job(suite: Suite, row: Row, seed: int, runs: Path, extra: Sequence[str], conf: Path) -> Job:
@@ -126,8 +139,10 @@ def _job(suite: Suite, row: Row, seed: int, runs: Path, extra: Sequence[str], co
     if missing:
         raise UserError(f"suite {suite.name}, row {row.name}: there is no {', '.join(missing)}")
     steps = row.steps or _max_steps(files)
-    arguments = ["fit", *(f"--config={file}" for file in files), "--exp", row.name, "--run", f"seed{seed}"]
-    arguments += ["--runs", str(runs), f"--seed_everything={seed}", "--resume=auto", f"--trainer.max_steps={steps}"]
+    folder = folder_of(suite, row, seed, runs)
+    arguments = ["fit", *(f"--config={file}" for file in files), "--exp", row.name, "--run", folder.name]
+    arguments += ["--runs", str(folder.parents[1]), f"--seed_everything={seed}"]
+    arguments += ["--resume=auto", f"--trainer.max_steps={steps}"]
     if suite.validations:
         if steps % suite.validations:
             raise UserError(
@@ -135,7 +150,6 @@ def _job(suite: Suite, row: Row, seed: int, runs: Path, extra: Sequence[str], co
                 " parts, each followed by an evaluation: change steps or validations"
             )
         arguments.append(f"--trainer.val_check_interval={steps // suite.validations}")
-    folder = runs / row.name / f"seed{seed}"
     return Job(row, seed, folder, (*arguments, *suite.args, *row.args, *extra), steps)
 
 

@@ -48,6 +48,7 @@ class Runner:
     parallel: int
     console: Console = field(default_factory=Console)
     failed: dict[Job, str] = field(default_factory=dict)
+    _done: set[Job] = field(default_factory=set)
     _running: dict[Job, subprocess.Popen[bytes]] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _ended: int = 0  # steps of the jobs that this runner has brought to an end
@@ -60,7 +61,8 @@ class Runner:
             whether all are done.
         """
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        todo = [job for job in jobs if not job.is_done()]
+        self._done = {job for job in jobs if job.is_done()}
+        todo = [job for job in jobs if job not in self._done]
         for job in todo:
             waiting.put(job)
         self.console.print(
@@ -88,7 +90,7 @@ class Runner:
                 self._stop(slots)
                 raise
         self._report(jobs)
-        return all(job.is_done() for job in jobs)
+        return len(self._done) == len(jobs)
 
     def _work(self, waiting: queue.SimpleQueue[Job], slot: int) -> None:
         while not self._stopping.is_set():
@@ -105,7 +107,10 @@ class Runner:
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder.parent / f".{job.folder.name}.lock").open("w") as lock:
             self._acquire(lock, job)
-            if self._stopping.is_set() or job.is_done():  # by the run that held the lock
+            if self._stopping.is_set():
+                return
+            if job.is_done():  # by the run that held the lock
+                self._done.add(job)
                 return
             moved = job.clear()
             if moved is not None:
@@ -125,6 +130,7 @@ class Runner:
                 del self._running[job]
         seconds = time.monotonic() - begun
         if job.is_done():
+            self._done.add(job)
             self._ended, self._spent = self._ended + job.steps, self._spent + seconds
             self.console.print(f"{job.name}: {seconds:.0f} s, {job.figures(self.suite)}")
         elif not self._stopping.is_set():
@@ -169,7 +175,7 @@ class Runner:
             if job not in tasks:
                 tasks[job] = bars.add_task(job.name, total=job.steps, note="")
             bars.update(tasks[job], completed=done[job], note=f"{done[job]} of {job.steps} steps")
-        finished = [job for job in jobs if job not in done and job.is_done()]
+        finished = self._done - set(running)
         completed = sum(job.steps for job in finished) + sum(done.values())
         left = sum(job.steps for job in jobs if job not in self.failed) - completed
         bars.update(overall, completed=completed, note=f"{len(finished)} of {len(jobs)} runs{self._time_left(left)}")
@@ -181,8 +187,7 @@ class Runner:
         return f", {minutes:.0f} min left" if minutes < 100 else f", {minutes / 60:.1f} h left"
 
     def _report(self, jobs: Sequence[Job]) -> None:
-        done = sum(job.is_done() for job in jobs)
-        self.console.print(f"{self.suite.name}: {done} of {len(jobs)} runs done, {len(self.failed)} failed")
+        self.console.print(f"{self.suite.name}: {len(self._done)} of {len(jobs)} runs done, {len(self.failed)} failed")
         for job, why in self.failed.items():
             self.console.print(f"- {job.name}: {why} ({job.folder / OUTPUT})", markup=False)
 

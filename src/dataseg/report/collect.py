@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dataseg.ablation.jobs import METRICS, OUTPUT, Job
+from dataseg.ablation.jobs import METRICS, OUTPUT, Job, folder_of, is_complete
 from dataseg.ablation.suite import Row, Suite, Table
 from dataseg.config import lineage
 from dataseg.report.events import Events, read_events
@@ -133,19 +133,18 @@ def collect(suite: Suite, runs: Path, conf: Path = Path("conf")) -> Findings:
     Raises:
         UserError: no run at all.
     """
-    folder = runs / suite.name
-    names = {row.name for table in suite.tables for row in table.rows}
+    rows = {row.name: row for table in suite.tables for row in table.rows}.values()
     seeds = [
         int(path.name.removeprefix("seed"))
-        for name in names
-        for path in (folder / name).glob("seed*")
+        for row in rows
+        for path in folder_of(suite, row, 0, runs).parent.glob("seed*")
         if path.name.removeprefix("seed").isdecimal() and path.is_dir()
     ]
     if not seeds:
-        raise UserError(f"{folder}: no runs of this suite; first: make ablation SUITE={suite.name}")
+        raise UserError(f"{runs / suite.name}: no runs of this suite; first: make ablation SUITE={suite.name}")
     found: dict[tuple[str, int], Run] = {}
     for row, seed in suite.runs(max(seeds) + 1):
-        path = folder / row.name / f"seed{seed}"
+        path = folder_of(suite, row, seed, runs)
         if path.is_dir():
             found[row.name, seed] = _read(row, seed, path)
     return Findings(suite, found, max(seeds) + 1, _ratios(suite, found, conf))
@@ -155,7 +154,7 @@ def _read(row: Row, seed: int, folder: Path) -> Run:
     notes: list[str] = []
     metrics, config = _content(folder / METRICS, json.loads, notes), {}
     state = mapping(metrics, "run")
-    is_done = bool(metrics) and state.get("step") == state.get("max_steps") and row.steps in (0, state.get("step"))
+    is_done = is_complete(metrics, row.steps)
     if metrics and not is_done:
         steps = row.steps or state.get("max_steps")
         notes.append(f"not complete: evaluated at step {state.get('step')} of {steps}; its figures are left out")
