@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.formats.base import ImageArray
+from data_modules.formats.runs import Runs
 from dataseg.preprocess import EvaluationSize, resize, to_tensor
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
 
@@ -234,17 +235,14 @@ def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Count
         the map, and how many segments the crop emptied.
     """
     count = len(target)
-    small = ids_HW.astype(np.uint8) if count < 255 else None  # VOID is 255; OpenCV counts and maps bytes fastest
-    if small is not None:
-        present = cv2.calcHist([small], [0], None, [256], [0, 256]).ravel()[:count] > 0
-    else:
-        present = np.bincount((ids_HW.ravel() + 1).astype(np.int64), minlength=count + 1)[1:] > 0
+    runs = Runs.of(ids_HW)
+    present = np.bincount(runs.values + 1, minlength=count + 1)[1:] > 0
     crowd = np.zeros(count, dtype=bool) if target.is_crowd is None else target.is_crowd.numpy()
     kept = np.flatnonzero(present & ~crowd)
     if len(kept) < count:
-        table = np.full(max(256, count + 1), VOID, dtype=ids_HW.dtype)  # VOID = -1 indexes the last entry
+        table = np.full(count + 1, VOID, dtype=ids_HW.dtype)  # VOID = -1 indexes the last entry
         table[kept] = np.arange(len(kept))
-        ids_HW = table[ids_HW] if small is None else cv2.LUT(small, table)
+        ids_HW = runs.filled(table[runs.values])
     labels = target.labels[torch.from_numpy(kept)]
     return SegmentMap(ids=torch.from_numpy(np.ascontiguousarray(ids_HW)), labels=labels), _dropped(
         int((~present & ~crowd).sum())

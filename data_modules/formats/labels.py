@@ -17,6 +17,7 @@ from data_modules.formats.files import inside, list_files
 from data_modules.formats.images import read_image, read_labels
 from data_modules.formats.index import Packed
 from data_modules.formats.locate import folder, locate
+from data_modules.formats.runs import Runs
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _PROBED = 8
@@ -185,8 +186,8 @@ def rows_of_labels(
     Raises:
         UnknownLabelError: a value without a class.
     """
-    counts = np.bincount(values_HW.ravel(), minlength=len(table))
-    present = np.flatnonzero(counts)
+    runs = Runs.of(values_HW)
+    present = np.flatnonzero(np.bincount(runs.values, minlength=len(table)))
     unknown = present[(present >= len(table)) | (table[np.minimum(present, len(table) - 1)] == -2)]
     if len(unknown):
         raise UnknownLabelError(int(unknown[-1]))
@@ -195,4 +196,4 @@ def rows_of_labels(
     row_of = np.full(len(table), VOID, dtype=np.int16)
     known = present[table[present] != VOID]
     row_of[known] = np.searchsorted(labels, table[known])
-    return row_of[values_HW], labels.astype(np.int64)
+    return runs.filled(row_of[runs.values]), labels.astype(np.int64)

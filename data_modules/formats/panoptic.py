@@ -19,6 +19,7 @@ from data_modules.formats.files import inside
 from data_modules.formats.images import read_image, read_rgb_ids, stated_size
 from data_modules.formats.index import BLOCK, ImageRow, image_batch
 from data_modules.formats.json_stream import Advance, stream_records
+from data_modules.formats.runs import Runs
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _COLORS = 1 << 24
@@ -93,9 +94,8 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
     Raises:
         UserError: a colour that is not among the ids.
     """
-    flat = colors_HW.ravel()
-    heads = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # a row of pixels is few runs of one colour
-    colors = flat[heads] & np.uint32(_COLORS - 1)
+    runs = Runs.of(colors_HW)
+    colors = runs.values & np.uint32(_COLORS - 1)
     order = np.argsort(ids_K)
     known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
     place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids
@@ -103,19 +103,18 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
     if unknown.any():
         wrong = np.unique(colors[unknown]).tolist()
         raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
-    rows = np.concatenate([[VOID], order]).astype(np.int16)[place]
-    return np.repeat(rows, np.diff(heads, append=len(flat))).reshape(colors_HW.shape)
+    return runs.filled(np.concatenate([[VOID], order]).astype(np.int16)[place])
 
 
 def recount_areas(target: SegmentMap) -> SegmentMap:
     """Areas counted in the map; segments without a pixel left out."""
-    ids = target.ids.numpy()
-    areas = np.bincount((ids.ravel() + 1).astype(np.int64), minlength=len(target) + 1)[1:]
+    runs = Runs.of(target.ids.numpy())
+    areas = np.bincount(runs.values + 1, weights=runs.lengths, minlength=len(target) + 1)[1:].astype(np.int64)
     kept = np.flatnonzero(areas)
-    table = np.full(len(target) + 1, VOID, dtype=ids.dtype)
+    table = np.full(len(target) + 1, VOID, dtype=runs.values.dtype)
     table[kept] = np.arange(len(kept))
     return SegmentMap(
-        ids=torch.from_numpy(table[ids]),  # VOID = -1 indexes the last entry
+        ids=torch.from_numpy(runs.filled(table[runs.values])),  # VOID = -1 indexes the last entry
         labels=target.labels[kept],
         is_crowd=None if target.is_crowd is None else target.is_crowd[kept],
         areas=torch.from_numpy(areas[kept]),
