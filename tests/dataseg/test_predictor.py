@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import dataseg
 from data_modules.transforms import EvaluationTransform
 from dataseg.model_file import ModelFile, build_network, read_model, write_model
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, TimmBackbone
+from dataseg.network import LinearClassifier
 from dataseg.postprocess import PanopticOptions, PostProcessor
 from dataseg.structures import (
     Batch,
@@ -34,23 +35,14 @@ from dataseg.text import TextEmbeddings, TextEncoder, templates_of
 from dataseg.text_cache import TextCache
 
 ROOT = Path(__file__).resolve().parents[2]
-DIM = 8
-SMALL = {
-    "hidden_dim": 32,
-    "num_queries": 8,
-    "decoder_layers": 2,
-    "pixel_decoder_layers": 1,
-    "num_heads": 2,
-    "feedforward_dim": 16,
-    "pixel_decoder_feedforward_dim": 16,
-    "text_dim": DIM,
-}
+DIM = tiny.OPTIONS["text_dim"]
 BACKBONE = {"name": "test_convnext", "pretrained": True, "freeze_norm": False}
 CONFIG = {
     "model": {
         "network": {
             "class_path": "dataseg.network.MaskClassificationNetwork",
-            "init_args": {"backbone": {"class_path": "dataseg.network.TimmBackbone", "init_args": BACKBONE}} | SMALL,
+            "init_args": {"backbone": {"class_path": "dataseg.network.TimmBackbone", "init_args": BACKBONE}}
+            | tiny.OPTIONS,
         },
         "postprocess": {"panoptic": {"score_threshold": 0.0, "overlap_threshold": 0.0}},
     },
@@ -84,10 +76,6 @@ PETS = vocabulary("pets", [("dog", "hound"), ("cat",)], [("sky",), ("grass", "la
 ROADS = vocabulary("roads", [("car",)], [("road",), ("sky",)])
 
 
-def make_network(**options) -> MaskClassificationNetwork:
-    return MaskClassificationNetwork(TimmBackbone(**BACKBONE | {"pretrained": False}), **SMALL | options).eval()
-
-
 def make_model(**changes) -> ModelFile:
     torch.manual_seed(1)
     names = sorted({p for v in (PETS, ROADS) for c in v.classes for p in c.prompts})
@@ -99,7 +87,7 @@ def make_model(**changes) -> ModelFile:
     }
     text = TextCache(encoder.encode(names), {name: row for row, name in enumerate(names)}, metadata)
     content = {
-        "weights": make_network().state_dict(),
+        "weights": tiny.network().state_dict(),
         "config": CONFIG,
         "vocabularies": {"home": PETS, "street": ROADS},
         "text": text,
@@ -186,7 +174,7 @@ def test_nested_classes_of_other_packages_are_refused():
     ],
 )
 def test_weights_that_do_not_fit_are_named(spoil, message):
-    weights = dict(make_network().state_dict())
+    weights = dict(tiny.network().state_dict())
     spoil(weights)
     with pytest.raises(UserError, match=message):
         build_network(CONFIG, weights, "file")
@@ -202,7 +190,7 @@ def test_a_configuration_of_another_version_is_one_message():
 
 
 def test_a_linear_classifier_in_the_weights_is_taken_over():
-    linear = make_network(classifier=LinearClassifier(SMALL["hidden_dim"], 4))
+    linear = tiny.network(classifier=LinearClassifier(tiny.OPTIONS["hidden_dim"], 4))
     network = build_network(CONFIG, linear.state_dict(), "file")
     assert isinstance(network.classifier, LinearClassifier)
     assert network.classifier.num_classes == 4
@@ -214,7 +202,7 @@ def test_a_linear_classifier_in_the_weights_is_taken_over():
 def expected(image: np.ndarray, chosen: Vocabulary, task: Task):
     """The evaluation's own way, written out."""
     model = make_model()
-    network = make_network()
+    network = tiny.network()
     network.load_state_dict(model.weights)
     names = [p for c in chosen.classes for p in c.prompts]
     index = [i for i, c in enumerate(chosen.classes) for _ in c.prompts]

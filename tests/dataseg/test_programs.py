@@ -3,45 +3,18 @@
 import json
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from dataseg import export, programs
-from dataseg.network import MaskClassificationNetwork, TimmBackbone, ViTDet
 from dataseg.programs import FixedVocabulary
 from dataseg.structures import Batch, Boxes, ClassEmbeddings, ClassSpec, Sample, Task, UserError, Vocabulary
 
-BACKBONES = {
-    "resnet": lambda: TimmBackbone("test_resnet", pretrained=False),
-    "convnext": lambda: TimmBackbone("test_convnext", pretrained=False),
-    "vitdet": lambda: ViTDet(
-        "vit_tiny_patch16_224", pretrained=False, options={"embed_dim": 32, "depth": 4, "num_heads": 2}
-    ),
-    "swin": lambda: TimmBackbone(
-        "swin_tiny_patch4_window7_224",
-        pretrained=False,
-        options={"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 1, 2, 2]},
-    ),
-}
 VOCABULARY = Vocabulary(
     "v", tuple(ClassSpec(i, p[0], True, p, (0, 0, 0)) for i, p in enumerate([("a", "b"), ("c",), ("d", "e")]))
 )
 ODD = [(1, 3, 225, 225), (1, 3, 257, 415), (4, 3, 300, 226), (3, 3, 512, 288)]
-
-
-def make_network(backbone: str, decoder_layers: int = 3) -> MaskClassificationNetwork:
-    torch.manual_seed(0)
-    return MaskClassificationNetwork(
-        BACKBONES[backbone](),
-        hidden_dim=32,
-        num_queries=5,
-        decoder_layers=decoder_layers,  # masked attention to each of the three strides
-        pixel_decoder_layers=1,
-        num_heads=2,
-        feedforward_dim=16,
-        pixel_decoder_feedforward_dim=16,
-        text_dim=8,
-    ).eval()
 
 
 def make_classes() -> ClassEmbeddings:
@@ -54,14 +27,14 @@ def images_of(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def test_pads_as_evaluation_does():
-    network, classes = make_network("convnext"), make_classes()
+    network, classes = tiny.network("convnext"), make_classes()
     image = images_of((3, 65, 97)).to(torch.uint8)
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0).long())
     batch = Batch.collate([Sample(image, nothing, "", (65, 97))], "x", Task.PANOPTIC)
     wanted = network(batch.images, classes)[-1]
     class_logits, mask_logits = FixedVocabulary(network, classes)(image[None].float())
-    assert class_logits.shape == (1, 5, 3 + 1)
-    assert mask_logits.shape == (1, 5, 96 // 4, 128 // 4)
+    assert class_logits.shape == (1, 6, 3 + 1)
+    assert mask_logits.shape == (1, 6, 96 // 4, 128 // 4)
     torch.testing.assert_close(class_logits, wanted.class_logits)
     torch.testing.assert_close(mask_logits, wanted.mask_logits)
 
@@ -71,7 +44,7 @@ def test_pads_as_evaluation_does():
 )
 @torch.no_grad()
 def test_one_program_for_any_batch_and_size(backbone, tmp_path):
-    program = programs.export_program(make_network(backbone), make_classes())
+    program = programs.export_program(tiny.network(backbone), make_classes())
     assert program.model.any_size
     assert "225 to 8192 pixels" in program.images
     programs.save_program(program, tmp_path / "m.pt2", VOCABULARY)
@@ -89,7 +62,7 @@ def test_one_program_for_any_batch_and_size(backbone, tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_swin_takes_multiples_of_32(tmp_path):
-    program = programs.export_program(make_network("swin", decoder_layers=1), make_classes())
+    program = programs.export_program(tiny.network("swin", decoder_layers=1), make_classes())
     assert not program.model.any_size
     assert "multiples of 32 from 256 pixels" in program.images
     module = program.exported.module()
@@ -99,13 +72,13 @@ def test_swin_takes_multiples_of_32(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
 @torch.no_grad()
 def test_onnx(backbone, tmp_path):
     onnx = pytest.importorskip("onnx", reason="pip install 'dataseg[onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'dataseg[onnx]'")
     pytest.importorskip("onnxruntime", reason="pip install 'dataseg[onnx]'")
-    program = programs.export_program(make_network(backbone), make_classes())
+    program = programs.export_program(tiny.network(backbone), make_classes())
     path = tmp_path / "m.onnx"
     programs.save_onnx(program, path, VOCABULARY)
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -127,13 +100,13 @@ def test_onnx(backbone, tmp_path):
 
 @torch.no_grad()
 def test_a_program_that_differs_is_not_handed_out():
-    model = FixedVocabulary(make_network("convnext"), make_classes()).eval()
+    model = FixedVocabulary(tiny.network("convnext"), make_classes()).eval()
     assert all(max(result.largest) == 0 for result in programs.check(model, model, "same"))
     with pytest.raises(UserError, match=r"wrong: is not equal to the network.*class logits differ by"):
         programs.check(model, lambda images: tuple(x + 0.01 for x in model(images)), "wrong")
     with pytest.raises(UserError, match="not equal"):
         programs.check(model, lambda images: tuple(x * torch.nan for x in model(images)), "nan")
-    with pytest.raises(UserError, match=r"shape: gives \[1, 5, 2\] in place of \[1, 5, 4\]"):
+    with pytest.raises(UserError, match=r"shape: gives \[1, 6, 2\] in place of \[1, 6, 4\]"):
         programs.check(model, lambda images: (model(images)[0][..., :2], model(images)[1]), "shape")
 
 

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dataseg.report.collect import Findings
-from dataseg.report.figures import Cell, Line, lines_of, number, signed
+from dataseg.report.figures import LEGEND, Cell, Line, absent_text, difference_text, has_paper, lines_of, number, signed
 from dataseg.report.result import headlines, pairs_of
-
-LEGEND = (
-    "Figures are percent: median over the seeds, range from the least to the largest, and the difference to the "
-    "column's baseline (ref.). A full triangle marks differences larger than the seeds' range: the ranges of the two "
-    "rows do not overlap. A hollow one: one seed, which lies outside the range of the baseline's seeds. Bold: best of "
-    "the column. Italic: direct transfer, the row does not train on that data set. Paper: the published figure and its "
-    "difference to the published baseline, on the real data sets. n/a: the runs do not have this figure."
-)
 
 
 def markdown(findings: Findings, page: str) -> str:
@@ -59,36 +49,6 @@ def _table(findings: Findings, lines: list[Line]) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     first = "| " + " | ".join(_plain(cell) for cell in head) + " |"
     return "\n".join([first, "|" + "|".join(marks) + "|", *rows])
-
-
-def absent_text(line: Line) -> str:
-    """What stands in the place of a figure: never a number."""
-    return "n/a" if line.runs else "not run"
-
-
-def has_baseline(lines: Sequence[Line], column: int) -> bool:
-    """Whether the rows of a column are compared with one of them."""
-    return any(line.cells[column].is_baseline for line in lines)
-
-
-def has_paper(lines: Sequence[Line], column: int) -> bool:
-    """Whether the paper has any figure of a column."""
-    return any(line.cells[column].paper is not None for line in lines)
-
-
-def difference_text(cell: Cell) -> str:
-    """The sign and the triangle carry what the colour says."""
-    if cell.is_baseline:
-        return "ref."
-    if cell.difference is None:
-        return ""
-    is_up = cell.difference.value > 0
-    mark = ""
-    if cell.difference.is_clear:
-        mark = "\N{BLACK UP-POINTING TRIANGLE} " if is_up else "\N{BLACK DOWN-POINTING TRIANGLE} "
-    elif cell.difference.is_outside:
-        mark = "\N{WHITE UP-POINTING TRIANGLE} " if is_up else "\N{WHITE DOWN-POINTING TRIANGLE} "
-    return mark + signed(cell.difference.value)
 
 
 def _ours(line: Line, cell: Cell) -> str:

@@ -15,8 +15,7 @@ from dataseg.ablation.suite import Table
 from dataseg.report import sections
 from dataseg.report.collect import Findings, mapping
 from dataseg.report.examples import Example, data_uris, examples_of
-from dataseg.report.figures import Line, lines_of
-from dataseg.report.markdown import LEGEND
+from dataseg.report.figures import LEGEND, Line, lines_of
 from dataseg.report.result import Pair, headlines, pairs_of
 
 _PARTS = {

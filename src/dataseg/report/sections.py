@@ -10,8 +10,17 @@ from dataseg.ablation.suite import Column
 from dataseg.report.charts import COLORS, Curve, Dots, bar_chart, dot_chart, line_chart
 from dataseg.report.collect import Findings, Run, mapping
 from dataseg.report.configuration import differences
-from dataseg.report.figures import Cell, Line, Spread, joined, signed
-from dataseg.report.markdown import absent_text, difference_text, has_baseline, has_paper
+from dataseg.report.figures import (
+    Cell,
+    Line,
+    Spread,
+    absent_text,
+    difference_text,
+    has_baseline,
+    has_paper,
+    joined,
+    signed,
+)
 from dataseg.report.result import Pair
 
 NOTHING = "<p class=note>Nothing to compare yet.</p>"

@@ -2,6 +2,7 @@ import copy
 import itertools
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.mask2former import modeling_mask2former as reference
 
-from dataseg.network import Backbone, MaskClassificationNetwork
+from dataseg.network import Backbone
 from dataseg.network.pixel_decoder import MultiScaleDeformableAttention
 from dataseg.network.position_encoding import sine_position_encoding
 from dataseg.network.transformer_decoder import Attention, visible_pixels
@@ -42,17 +43,7 @@ class TinyBackbone(Backbone):
 
 
 def network(**options):
-    defaults = {
-        "hidden_dim": 32,
-        "num_queries": 6,
-        "decoder_layers": 3,
-        "pixel_decoder_layers": 1,
-        "num_heads": 2,
-        "feedforward_dim": 16,
-        "pixel_decoder_feedforward_dim": 16,
-        "text_dim": 3,
-    }
-    return MaskClassificationNetwork(TinyBackbone(), **defaults | options)
+    return tiny.network(TinyBackbone(), **{"text_dim": 3} | options)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -1,24 +1,11 @@
 """The network is traced once for any batch and image size."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
-from dataseg.network import MaskClassificationNetwork, TimmBackbone, ViTDet
 from dataseg.structures import ClassEmbeddings
-
-BACKBONES = {
-    "resnet": lambda: TimmBackbone("test_resnet", pretrained=False),
-    "convnext": lambda: TimmBackbone("test_convnext", pretrained=False),
-    "swin": lambda: TimmBackbone(
-        "swin_tiny_patch4_window7_224",
-        pretrained=False,
-        options={"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 1, 2, 2]},
-    ),
-    "vitdet": lambda: ViTDet(
-        "vit_tiny_patch16_224", pretrained=False, options={"embed_dim": 32, "depth": 4, "num_heads": 2}
-    ),
-}
 
 
 class WithVocabulary(nn.Module):
@@ -35,21 +22,11 @@ class WithVocabulary(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "backbone", [name if name == "resnet" else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+    "backbone", [name if name == "resnet" else pytest.param(name, marks=pytest.mark.slow) for name in tiny.BACKBONES]
 )
 @torch.no_grad()
 def test_export_with_dynamic_batch_and_size(backbone):
-    network = MaskClassificationNetwork(
-        BACKBONES[backbone](),
-        hidden_dim=32,
-        num_queries=5,
-        decoder_layers=1,
-        pixel_decoder_layers=1,
-        num_heads=2,
-        feedforward_dim=16,
-        pixel_decoder_feedforward_dim=16,
-        text_dim=8,
-    )
+    network = tiny.network(backbone, decoder_layers=1)
     classes = ClassEmbeddings(torch.randn(5, 8), torch.tensor([0, 0, 1, 2, 2]))
     eager = WithVocabulary(network, classes).eval()
     # a map that is one window wide is another program to the exporter: Swin's last map needs 8 x 8 pixels of 32
