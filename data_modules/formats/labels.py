@@ -42,8 +42,19 @@ class LabelMapReader(Reader):
             raise UserError(f"{self.title}: {listed_in} lists no image")
         self._stems = Packed.of(stem.encode() for stem in stems)
         self._table = table
-        for index in range(min(_PROBED, len(self)) if complain is refuse else 0):
-            self.load_labels(index)  # a wrong or already shifted folder shows before training starts
+        if complain is refuse:
+            self._probe(min(_PROBED, len(self)))
+
+    def _probe(self, count: int) -> None:
+        """Refuse a wrong or already shifted folder before training starts; a single bad map is left to its reading."""
+        errors: list[UserError] = []
+        for index in range(count):
+            try:
+                self.load_labels(index)
+            except UserError as error:
+                errors.append(error)
+        if len(errors) > 1 or len(errors) == count:
+            raise errors[0]
 
     @abstractmethod
     def image_path(self, stem: str) -> Path: ...

@@ -78,15 +78,30 @@ def test_ade_one_folder_down_and_elsewhere(tmp_path):
     assert len(ready(AdeSemantic(root=absolute), tmp_path / "nowhere")) == 2
 
 
-@pytest.mark.parametrize(("value", "words"), [(255, "already-shifted"), (151, "151.*no class")])
-def test_shifted_ade_labels_are_refused(tmp_path, value, words):
-    base = write_ade(tmp_path, 2)
-    path = base / "annotations/training/ADE_train_00000001.png"
+def spoil(base, number, value):
+    path = base / f"annotations/training/ADE_train_{number:08d}.png"
     labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     labels[labels == 0] = value
     cv2.imwrite(str(path), labels)
+
+
+@pytest.mark.parametrize(("value", "words"), [(255, "already-shifted"), (151, "151.*no class")])
+def test_shifted_ade_labels_are_refused_before_training(tmp_path, value, words):
+    base = write_ade(tmp_path, 3)
+    for number in (1, 3):
+        spoil(base, number, value)
     with pytest.raises(ValueError, match=words):
         AdeSemantic().setup(tmp_path)
+
+
+def test_a_single_bad_label_map_is_refused_when_it_is_read(tmp_path):
+    """So that ``data.on_error=skip`` may replace it."""
+    base = write_ade(tmp_path, 3)
+    spoil(base, 2, 151)
+    reader = ready(AdeSemantic(), tmp_path)
+    reader.load(0)
+    with pytest.raises(ValueError, match=r"ADE_train_00000002\.png.*151.*no class"):
+        reader.load(1)
 
 
 def test_ade_panoptic_areas(fake_root):
@@ -332,7 +347,11 @@ def test_unreadable_mat_files_are_named(context_root):
     for content in (b"", whole[:60], whole[:-9], b"x" * 400):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"PASCAL-Context 459: .*b\.mat"):
-            PascalContext459().setup(context_root)
+            every(PascalContext459(), context_root)
+
+
+def every(reader, root):
+    return [reader.load(index) for index in range(len(ready(reader, root)))]
 
 
 def test_the_59_classes_are_among_the_459(real_data):
