@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from dataseg import config as config_files
 from dataseg import resume
 from dataseg.module import CoTrainedSegmenter
+from dataseg.sharding import MAKE_WHOLE
 from dataseg.structures import DatasetSpec, UserError
 
 
@@ -83,10 +84,8 @@ class CoTrainingCLI(LightningCLI):
             rank_zero_info("nothing to resume: a new run")
             return
         if found.checkpoint.is_dir() and "FullySharded" not in str(config.trainer.strategy):
-            raise UserError(
-                f"{found.checkpoint} is sharded: go on with STRATEGY=fsdp, or make one file of it with python -m"
-                f" dataseg.sharding {found.checkpoint} {found.checkpoint.with_name('whole.ckpt')} and RESUME=<the file>"
-            )
+            advice = f"go on with STRATEGY=fsdp, or {MAKE_WHOLE.format(found.checkpoint)}"
+            raise UserError(f"{found.checkpoint} is sharded: {advice}")
         config.run, config.ckpt_path = found.run, str(found.checkpoint)
         self._step = found.step
         rank_zero_info(f"resuming run {found.run} after step {found.step}")

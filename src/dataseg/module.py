@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from dataseg.losses import Criterion
 from dataseg.losses.matcher import NonFiniteCostError
 from dataseg.merge import merge_before_loss, merge_target, unmerged_target
 from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier
-from dataseg.optimization import Optimization
+from dataseg.optimization import Optimization, Places
 from dataseg.postprocess import PostProcessor
 from dataseg.structures import (
     Batch,
@@ -100,7 +101,8 @@ class CoTrainedSegmenter(pl.LightningModule):
             rank_zero_info(str(load_published(network, weights, class_head=head)))
         elif classifier == "linear":
             raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
-        self.network = network
+        self.network: MaskClassificationNetwork | FullyShardedDataParallel = network
+        self.places: Places | None = None  # for the optimiser, where the network's shapes are lost
         self.criterion = criterion
         self.datasets = datasets
         self.optimization = optimization
@@ -120,11 +122,23 @@ class CoTrainedSegmenter(pl.LightningModule):
         self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(embed(v)) for name, v in vocabularies.items()})
 
     def configure_model(self) -> None:
-        """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``); once."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, sharding.FullySharded) and not isinstance(self.network, FSDPModule):
+        """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``, ``fsdp1.yaml``); once.
+
+        Raises:
+            UserError: Lightning's own FSDPStrategy, which knows neither the blocks nor the parameters' names.
+        """
+        strategy, network = self.trainer.strategy, self.network
+        if isinstance(network, FSDPModule | FullyShardedDataParallel):
+            return
+        if isinstance(strategy, sharding.FullySharded):
             mesh = init_device_mesh(strategy.root_device.type, (self.trainer.world_size,))
-            sharding.shard(self.network, mesh, torch.bfloat16 if "bf16" in str(self.trainer.precision) else None)
+            sharding.shard(network, mesh, torch.bfloat16 if "bf16" in str(self.trainer.precision) else None)
+        elif isinstance(strategy, sharding.FlatSharded):
+            self.places = optimization.places(network, self.optimization)
+            self.to(strategy.root_device)
+            self.network = strategy.wrap(network)
+        elif isinstance(strategy, FSDPStrategy):
+            raise UserError("FSDPStrategy: take STRATEGY=fsdp1 (conf/strategy/fsdp1.yaml), which shards block by block")
 
     def on_fit_start(self) -> None:
         """Refuse batch norms that would see a different mean on every rank.
@@ -213,9 +227,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         """Clip, but never pass on the gradient of a batch that could not be matched (see `loss_terms`)."""
         if self.cost_error is not None and any(p.grad is not None for p in self.parameters()):
             raise self.cost_error
-        root = self.trainer.strategy.model
-        if isinstance(root, FullyShardedDataParallel) and gradient_clip_val:  # Lightning leaves its norm to the user
-            root.clip_grad_norm_(gradient_clip_val)
+        if isinstance(self.network, FullyShardedDataParallel) and gradient_clip_val:
+            self.network.clip_grad_norm_(gradient_clip_val)  # Lightning leaves the norm over all ranks to the user
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -242,7 +255,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         total = self.trainer.max_steps
         if total <= 0:
             raise UserError("trainer.max_steps must be set: runs are counted in steps, the data has no epochs")
-        optimizer, schedule = optimization.build(self.network, total, self.optimization)
+        optimizer, schedule = optimization.build(self.network, total, self.optimization, self.places)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Fully sharded training (FSDP2): which blocks are sharded, and sharded checkpoints made whole."""
+"""Fully sharded training (FSDP2, and FSDP1): which blocks are sharded, and sharded checkpoints made whole."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from timm.models import FeatureListNet
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -22,35 +22,39 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
 from dataseg.network import MaskClassificationNetwork, TimmBackbone, ViTDet
+from dataseg.optimization import plain_name
 from dataseg.resume import SHARD_STATE
 from dataseg.structures import UserError
 
+MAKE_WHOLE = "make one file of it with python -m dataseg.sharding {} whole.ckpt, and go on with RESUME=whole.ckpt"
 
-class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, on which the module shards its network over all processes (``configure_model``).
 
-    Optimiser states are matched by parameter names. Lightning's own way from and to single files counts parameters in
-    the order of the module; our optimiser's groups put them in another.
+class _StatesByName(ParallelStrategy):
+    """Optimiser states matched by parameter names, to and from files of any strategy.
+
+    Lightning's own way from and to single files counts parameters in the order of the module; our optimiser's groups
+    put them in another.
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = True) -> None:
-        """See the class.
-
-        Args:
-            save_distributed_checkpoint: each rank writes its part into a folder; False: the first writes one file.
-        """
-        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint)
-        self.sharded = save_distributed_checkpoint
+    sharded: bool  # checkpoints are folders of shards
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Sharded and by name; or, for a single file, whole and by number on the first rank."""
+        """Sharded and by name; or, for a single file, whole and by number, at least on the first rank."""
         assert self.model is not None
         whole = not self.sharded
-        options = StateDictOptions(full_state_dict=whole, cpu_offload=True)
+        offload = self.root_device.type != "cpu"  # where there is nothing to copy, FSDP1 gives views of one buffer
+        options = StateDictOptions(full_state_dict=whole, cpu_offload=offload)
         state = get_optimizer_state_dict(self.model, optimizer, options=options)
         return _by_number(state) if whole and state else state
 
@@ -67,6 +71,63 @@ class FullySharded(ModelParallelStrategy):
             named = _by_name(state, self.model, optimizer)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
+
+
+class FullySharded(_StatesByName, ModelParallelStrategy):
+    """Lightning's strategy for FSDP2; the module shards its network over all processes (``configure_model``)."""
+
+    def __init__(self, save_distributed_checkpoint: bool = True) -> None:
+        """See the class.
+
+        Args:
+            save_distributed_checkpoint: each rank writes its part into a folder; False: the first writes one file.
+        """
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint)
+        self.sharded = save_distributed_checkpoint
+
+
+class FlatSharded(_StatesByName, FSDPStrategy):
+    """Lightning's strategy for FSDP1, for GPUs and torch versions on which FSDP2 does not serve.
+
+    Parameters of a block are one flat vector. Checkpoints are single files, written by the first process.
+    """
+
+    sharded = False
+
+    def __init__(
+        self, sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD", cpu_offload: bool = False
+    ) -> None:
+        """See the class.
+
+        Args:
+            sharding_strategy: parameters, gradients and optimiser, or the last two alone.
+            cpu_offload: parameters and gradients wait in the host's memory.
+        """
+        super().__init__(sharding_strategy=sharding_strategy, cpu_offload=cpu_offload)
+
+    def load_checkpoint(self, checkpoint_path: Path | str, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file of any strategy.
+
+        Raises:
+            UserError: a folder of shards.
+        """
+        if Path(checkpoint_path).is_dir():
+            raise UserError(f"{checkpoint_path} is sharded: {MAKE_WHOLE.format(checkpoint_path)}")
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def wrap(self, network: MaskClassificationNetwork) -> FullyShardedDataParallel:
+        """Shard a network that lies on this rank's device; every rank must hold the same weights before."""
+        ours = {id(block) for block in blocks(network)}
+        dtype = torch.bfloat16 if self.precision_plugin.precision.startswith("bf16") else None
+        policy = MixedPrecision(param_dtype=dtype, reduce_dtype=torch.float32) if dtype else None
+        return FullyShardedDataParallel(
+            network,
+            sharding_strategy=self.sharding_strategy,
+            cpu_offload=self.cpu_offload,
+            auto_wrap_policy=CustomPolicy(lambda part: {"mixed_precision": policy} if id(part) in ours else False),
+            device_id=self.root_device,
+            use_orig_params=True,
+        )
 
 
 def blocks(network: MaskClassificationNetwork) -> list[nn.Module]:
@@ -144,7 +205,7 @@ def _by_number(state: dict[str, Any]) -> dict[str, Any]:
 
 def _by_name(state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """The reverse, for an optimiser over a model's parameters."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    name_of = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
     groups = [
         {**saved, "params": [name_of[id(parameter)] for parameter in group["params"]]}
         for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
