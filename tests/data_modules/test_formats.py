@@ -32,7 +32,7 @@ from data_modules.formats.detection import clean_boxes
 from data_modules.formats.files import inside
 from data_modules.formats.images import read_image
 from data_modules.formats.panoptic import rows_of_colors
-from dataseg.structures import VOID
+from dataseg.structures import VOID, UserError
 
 
 def ready(reader, root):
@@ -480,7 +480,7 @@ def _outcome(reader, root):
         reader.setup(root)
         for i in range(len(reader)):
             reader.load(i)
-    except (ValueError, MissingDataError) as error:
+    except (UserError, MissingDataError) as error:
         return str(error)
     return "fine"
 
@@ -503,19 +503,28 @@ CORRUPTIBLE = {
 }
 
 
+def _corrupted(whole, data):
+    """The bytes of a file with up to three entries changed or gone, or with bytes changed, put in or cut off."""
+    if data.draw(st.booleans()):
+        content = json.loads(whole)
+        for _ in range(data.draw(st.integers(1, 3))):
+            _mutate(content, data)
+            if not content:
+                break
+        return json.dumps(content).encode()
+    start = data.draw(st.integers(0, len(whole) - 1))
+    end = data.draw(st.sampled_from([start, start + 1, start + 20, len(whole)]))
+    return whole[:start] + data.draw(st.binary(max_size=4)) + whole[end:]
+
+
 def _corrupt(root, name, data):
     path = root / name
-    whole = path.read_text()
-    content = json.loads(whole)
-    for _ in range(data.draw(st.integers(1, 3))):
-        _mutate(content, data)
-        if not content:
-            break
+    whole = path.read_bytes()
     try:
-        path.write_text(json.dumps(content))
+        path.write_bytes(_corrupted(whole, data))
         outcome = _outcome(CORRUPTIBLE[name](), root)
     finally:
-        path.write_text(whole)
+        path.write_bytes(whole)
     assert outcome == "fine" or str(root) in outcome, "an error names the file"
 
 
