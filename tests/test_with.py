@@ -144,6 +144,9 @@ def check_classifier_learnt(cli, found, plain):
     groups = {id(p): group["weight_decay"] for group in cli.trainer.optimizers[0].param_groups for p in group["params"]}
     assert all(groups[id(p)] == 0 for p in cli.model.network.classifier.class_vectors.parameters())
     assert "learnt" in cli.model.text_provenance
+    texts = [v for name, v in cli.model.named_buffers() if name.endswith(".vectors")]
+    assert texts
+    assert not any(v.any() for v in texts)
 
 
 def check_background_separate(cli, found, plain):

@@ -117,8 +117,8 @@ class CoTrainedSegmenter(pl.LightningModule):
             _vocabulary_head(network).separate_backgrounds(vocabularies)
         if classifier == "linear":
             _check_class_counts(network, weights, datasets)
-        # nor is a text encoder downloaded
-        embed: Callable[[Vocabulary], ClassEmbeddings] = _no_vectors if classifier == "linear" else text
+        # no text encoder is downloaded where none is needed
+        embed: Callable[[Vocabulary], ClassEmbeddings] = text if classifier == "text" else _no_vectors
         self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(embed(v)) for name, v in vocabularies.items()})
 
     def configure_model(self) -> None:
@@ -296,7 +296,7 @@ def _check_class_counts(
 
 
 def _no_vectors(vocabulary: Vocabulary) -> ClassEmbeddings:
-    """For a classifier that looks at the number of classes alone."""
+    """For a classifier that looks at the vocabulary's name and number of classes alone."""
     count = len(vocabulary)
     return ClassEmbeddings(torch.zeros(count, 1), torch.arange(count), count, vocabulary.name)
 
