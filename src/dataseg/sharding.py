@@ -22,13 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    MixedPrecision,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
@@ -147,7 +141,9 @@ def blocks(network: MaskClassificationNetwork) -> list[nn.Module]:
 def shard(network: MaskClassificationNetwork, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Shard a network's parameters over a one-dimensional mesh, in place.
 
-    Every rank must hold the same weights before.
+    Every rank must hold the same weights before. From then on the network is entered by its ``forward`` alone: were
+    `decode` and `classify` entrances too, which `forward` calls, the first of them to be done with its gradient would
+    free the parameters of the other.
 
     Args:
         network: of plain parameters.
@@ -159,8 +155,6 @@ def shard(network: MaskClassificationNetwork, mesh: DeviceMesh, dtype: torch.dty
     for block in blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh)
-    for method in ("decode", "features", "classify"):  # entrances beside `forward`
-        register_fsdp_forward_method(network, method)
 
 
 def consolidate(folder: Path) -> dict[str, Any]:
