@@ -14,15 +14,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from dataseg.cli import CoTrainingCLI
 from dataseg.module import CoTrainedSegmenter
 from dataseg.resume import not_finite
+from dataseg.sharding import whole_weights
 from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Task, UserError
 
 _TARGETS = {kind.__name__: kind for kind in (SegmentMap, Boxes, InstanceMasks)}
@@ -36,7 +37,11 @@ class NotFiniteHereError(ArithmeticError):
 
 
 def write_replay(
-    file: Path, module: nn.Module, batches: Sequence[Sequence[Batch]], seeds: Sequence[int], facts: dict[str, Any]
+    file: Path,
+    module: pl.LightningModule,
+    batches: Sequence[Sequence[Batch]],
+    seeds: Sequence[int],
+    facts: dict[str, Any],
 ) -> None:
     """Write one rank's part of a step, and beside it, on the first rank, ``weights.pt`` for all of them.
 
@@ -49,9 +54,9 @@ def write_replay(
         seeds: of torch's generator, by accumulated batch.
         facts: what else to tell, plain values; "precision" and "device" are used.
     """
-    weights = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights = whole_weights(module, module.device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if weights:  # of a sharded model, only the first rank receives them
+    if weights:
         _save(weights, weights_file(file))
     content = {"batches": [[_to_plain(b) for b in step] for step in batches], "seeds": list(seeds), "facts": facts}
     _save(content, file)

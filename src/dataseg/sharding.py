@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from timm.models import FeatureListNet
 from torch import nn
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -47,8 +49,7 @@ class _StatesByName(ParallelStrategy):
         """Sharded and by name; or, for a single file, whole and by number, at least on the first rank."""
         assert self.model is not None
         whole = not self.sharded
-        offload = self.root_device.type != "cpu"  # where there is nothing to copy, FSDP1 gives views of one buffer
-        options = StateDictOptions(full_state_dict=whole, cpu_offload=offload)
+        options = StateDictOptions(full_state_dict=whole, cpu_offload=_is_copied(self.root_device))
         state = get_optimizer_state_dict(self.model, optimizer, options=options)
         return _by_number(state) if whole and state else state
 
@@ -109,6 +110,11 @@ class FlatSharded(_StatesByName, FSDPStrategy):
             raise UserError(f"{checkpoint_path} is sharded: {MAKE_WHOLE.format(checkpoint_path)}")
         return super().load_checkpoint(checkpoint_path, weights_only)
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole, on the first rank."""
+        assert self.model is not None
+        return whole_weights(self.model, self.root_device)
+
     def wrap(self, network: MaskClassificationNetwork) -> FullyShardedDataParallel:
         """Shard a network that lies on this rank's device; every rank must hold the same weights before."""
         ours = {id(block) for block in blocks(network)}
@@ -122,6 +128,22 @@ class FlatSharded(_StatesByName, FSDPStrategy):
             device_id=self.root_device,
             use_orig_params=True,
         )
+
+
+def whole_weights(module: nn.Module, device: torch.device) -> dict[str, Any]:
+    """A module's state dict, of whatever strategy, on the CPU; empty but on the first rank. All ranks must call it.
+
+    Args:
+        device: that this rank computes on.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=_is_copied(device))
+    state = get_model_state_dict(module, options=options)
+    return state if not dist.is_initialized() or dist.get_rank() == 0 else {}
+
+
+def _is_copied(device: torch.device) -> bool:
+    """Whether states are to be offloaded to the CPU. Where that is no copy, FSDP1 gives views of memory it frees."""
+    return device.type != "cpu"
 
 
 def blocks(network: MaskClassificationNetwork) -> list[nn.Module]:
