@@ -19,13 +19,19 @@ from dataseg.structures import Batch, DatasetSpec, Segments, Task, UserError
 Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
 
 PRIMARY = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
-"""The figure of each task that stands for a data set in `score` and in the final table."""
+"""The figure of each task that stands for a data set in `score` and in the final table; see `primary_figure`."""
 
 FIGURES = {Task.SEMANTIC: "miou|.+_accuracy|fwiou|coverage", Task.PANOPTIC: "pq|sq|rq", Task.INSTANCE: "mask_"}
 """Regular expression that the names of a task's figures begin with, and those of no other task."""
 
 TAG = "metrics/"
 """Stands before a figure's name in loggers, so that TensorBoard groups them."""
+
+
+def primary_figure(task: Task, metric: Metric) -> str:
+    """`PRIMARY`, with the areas that PQ is of where they are not those that the file states."""
+    suffix = f"_{metric.modes[0]}" if isinstance(metric, PanopticQuality) and metric.areas != "stored" else ""
+    return PRIMARY[task] + suffix
 
 
 class Evaluation(pl.Callback):
@@ -37,7 +43,8 @@ class Evaluation(pl.Callback):
     Args:
         iou_convention: which classes mIoU is averaged over; see `dataseg.metrics.MeanIoU`.
         panoptic_areas: areas of panoptic ground truth, as its file states them or recounted in its map (ADE20k's
-            differ); see `dataseg.metrics.PanopticQuality`.
+            differ); see `dataseg.metrics.PanopticQuality`. A data set that recounts them itself stays recounted.
+        allow_one_class: score semantic ground truth of a single class, which otherwise is taken for a mistake.
 
     Attributes:
         results: figures of the newest validation, percent, by ``<data set>.<metric>``; not a number where undefined.
@@ -47,9 +54,15 @@ class Evaluation(pl.Callback):
         metrics: by (data set, task), with the state of the newest validation.
     """
 
-    def __init__(self, iou_convention: Convention = "detectron2", panoptic_areas: AreaMode = "stored") -> None:
+    def __init__(
+        self,
+        iou_convention: Convention = "detectron2",
+        panoptic_areas: AreaMode = "stored",
+        allow_one_class: bool = False,
+    ) -> None:
         self.iou_convention: Convention = iou_convention
         self.panoptic_areas: AreaMode = panoptic_areas
+        self.allow_one_class = allow_one_class
         self.metrics: dict[tuple[str, Task], Metric] = {}
         self.results: dict[str, float] = {}
         self.primary: list[str] = []
@@ -59,9 +72,12 @@ class Evaluation(pl.Callback):
     def _metric(self, dataset: str, spec: DatasetSpec, task: Task) -> Metric:
         match task:
             case Task.SEMANTIC:
-                return MeanIoU(spec.vocabulary, dataset=dataset, convention=self.iou_convention)
+                return MeanIoU(
+                    spec.vocabulary, dataset, convention=self.iou_convention, allow_one_class=self.allow_one_class
+                )
             case Task.PANOPTIC:
-                return PanopticQuality(spec.vocabulary, dataset=dataset, areas=self.panoptic_areas)
+                areas: AreaMode = "recounted" if spec.areas == "recounted" else self.panoptic_areas
+                return PanopticQuality(spec.vocabulary, dataset=dataset, areas=areas)
             case Task.INSTANCE:
                 return MaskAveragePrecision(spec.vocabulary, dataset=dataset)
 
@@ -107,7 +123,7 @@ class Evaluation(pl.Callback):
         for (dataset, task), metric in self.metrics.items():
             for name, value in metric.compute().items():
                 self.results[f"{dataset}.{name}"] = 100 * float(value)
-            self.primary.append(f"{dataset}.{PRIMARY[task]}")
+            self.primary.append(f"{dataset}.{primary_figure(task, metric)}")
             self.per_class[dataset, task] = metric.per_class()  # here, on every rank: it may synchronise
             if isinstance(metric, MeanIoU):
                 self.confusion[dataset] = metric.confusion_matrix()

@@ -124,9 +124,19 @@ class CoTraining(LightningDataModule):
                 "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no data set of data.val "
                 "has one: leave them out"
             )
+        for name, reader in self.train_readers.items():
+            if reader.gives == "map" and reader.tasks[0] is Task.INSTANCE:
+                raise UserError(
+                    f"data.train.{name}: {reader.title} is trained by the first of its tasks, and a map says of stuff"
+                    " only that it is no instance: put panoptic first, as in tasks: [panoptic, instance]"
+                )
+            if reader.gives == "masks" and reader.tasks[0] is Task.SEMANTIC:
+                raise UserError(f"data.train.{name}: {reader.title} has masks that may overlap: its task is instance")
         for name, reader in self._val.items():
             if reader.gives == "boxes":
                 raise UserError(f"data.val.{name}: {reader.title} has boxes only, no metric here can score them")
+            if reader.gives == "masks" and set(reader.tasks) != {Task.INSTANCE}:
+                raise UserError(f"data.val.{name}: {reader.title} has masks that may overlap: its task is instance")
             other = self.train_readers.get(name)
             if other is not None and other.vocabulary != reader.vocabulary:
                 raise UserError(
@@ -158,8 +168,9 @@ class CoTraining(LightningDataModule):
     def specs(self) -> dict[str, DatasetSpec]:
         """Vocabulary and evaluated tasks of every data set; known before `setup`."""
         tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
+        areas = {name: reader.areas for name, reader in self.val_readers.items()}
         return {
-            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views)
+            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views, areas.get(name, "stored"))
             for name, vocabulary in self.vocabularies.items()
         }
 
@@ -303,7 +314,6 @@ def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float], exponen
     active = {name: float(ratios[name]) for name in sorted(ratios) if ratios[name] != 0}
     if not active:
         return active
-    blocks(active)
     active = tempered(active, exponent)
     blocks(active)
     return active

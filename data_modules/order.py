@@ -32,9 +32,7 @@ def blocks(ratios: Mapping[str, float]) -> dict[str, int]:
     """
     if not ratios:
         raise UserError("no data set has a sampling ratio above 0")
-    for name, ratio in ratios.items():
-        if not (math.isfinite(ratio) and ratio > 0):
-            raise UserError(f"sampling ratio of {name!r} must be a positive number, got {ratio}")
+    _check(ratios)
     exact = {name: Fraction(str(ratios[name])) for name in sorted(ratios)}
     scale = math.lcm(*(f.denominator for f in exact.values()))
     whole = {name: int(f * scale) for name, f in exact.items()}
@@ -48,6 +46,12 @@ def blocks(ratios: Mapping[str, float]) -> dict[str, int]:
     return quotas
 
 
+def _check(ratios: Mapping[str, float]) -> None:
+    for name, ratio in ratios.items():
+        if not (math.isfinite(ratio) and ratio > 0):
+            raise UserError(f"sampling ratio of {name!r} must be a positive number, got {ratio}")
+
+
 def tempered(ratios: Mapping[str, float], exponent: float) -> dict[str, float]:
     """Sampling ratios to the power of ``exponent``, which is 1 / sampling temperature: 0 makes all equal.
 
@@ -55,8 +59,9 @@ def tempered(ratios: Mapping[str, float], exponent: float) -> dict[str, float]:
     changes by more than half a hundredth of the smallest. 1 leaves them as they are.
 
     Raises:
-        UserError: the exponent is negative or not finite, or the largest ratio is not.
+        UserError: a ratio that is not positive and finite, an exponent that is negative or not finite, or too large.
     """
+    _check(ratios)
     if exponent == 1:
         return dict(ratios)
     if not (math.isfinite(exponent) and exponent >= 0):

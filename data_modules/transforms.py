@@ -141,7 +141,7 @@ class TrainTransform:
 
         Args:
             image: uint8 ``[H, W, 3]``, or smaller by what `shrink` allowed.
-            target: of H x W; crowds become `VOID` (maps) or are dropped (masks).
+            target: of H x W; crowds become `VOID` (maps) or stay (masks).
             seed: decides every random choice.
             size: (H, W), if the image is smaller.
 
@@ -179,34 +179,45 @@ class TrainTransform:
         return result
 
     def _boxes(self, image: ImageArray, target: Boxes, seed: int) -> tuple[Tensor, Target, Counts]:
-        index = np.arange(len(target), dtype=np.float32)[:, None]
-        rows, columns = self._jitter.source
-        smaller = np.array([image.shape[1] / columns, image.shape[0] / rows] * 2, dtype=np.float32)
-        boxes = np.hstack([target.xyxy.numpy() * smaller, index])
-        out = self._run(self._box_pipeline, seed, image=image, bboxes=boxes)
-        kept = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 5)
-        labels = target.labels[torch.from_numpy(kept[:, 4].astype(np.int64))]
-        moved = Boxes(xyxy=torch.from_numpy(kept[:, :4].copy()), labels=labels)
+        out = self._run(self._box_pipeline, seed, image=image, bboxes=self._on_image(target.xyxy, image))
+        boxes, kept = _moved(out)
+        moved = Boxes(xyxy=boxes, labels=target.labels[kept])
         return self._padded(out["image"]), moved, _dropped(len(target) - len(moved))
 
+    def _on_image(self, xyxy: Tensor, image: ImageArray) -> NDArray[np.float32]:
+        """Boxes ``[K, 4]`` on the image, which may have been decoded smaller, and the row of each; ``[K, 5]``."""
+        rows, columns = self._jitter.source
+        smaller = np.array([image.shape[1] / columns, image.shape[0] / rows] * 2, dtype=np.float32)
+        return np.hstack([xyxy.numpy() * smaller, np.arange(len(xyxy), dtype=np.float32)[:, None]])
+
     def _masks(self, image: ImageArray, target: InstanceMasks, seed: int) -> tuple[Tensor, Target, Counts]:
-        """Instances without a mask are left out as well: nothing is known of their shape."""
-        known = [k for k, rle in enumerate(target.rles) if rle is not None and not _is_crowd(target, k)]
+        """Crowds stay crowds, and what has no mask keeps its box: nothing may be learnt there."""
+        known = [k for k, rle in enumerate(target.rles) if rle is not None]
+        unknown = [k for k, rle in enumerate(target.rles) if rle is None] if target.boxes is not None else []
         data: dict[str, Any] = {"image": image}
         if known:
             data["masks"] = np.stack([coco_mask.decode(target.rles[k]) for k in known])
-        out = self._run(self._pipeline, seed, **data)
+        if unknown:
+            assert target.boxes is not None
+            data["bboxes"] = self._on_image(target.boxes[unknown].float(), image)
+        out = self._run(self._box_pipeline if unknown else self._pipeline, seed, **data)
         masks = np.zeros((len(known), self.size, self.size), dtype=np.uint8)
         rows, columns = out["image"].shape[:2]
         for mask, moved_mask in zip(masks, out.get("masks", ()), strict=True):
             mask[:rows, :columns] = moved_mask
         kept = np.flatnonzero(masks.any(axis=(1, 2))).tolist()
+        rles: list[Any] = [coco_mask.encode(np.asfortranarray(masks[k])) for k in kept]
+        boxes, rest = _moved(out) if unknown else (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        sources = [known[k] for k in kept] + [unknown[k] for k in rest.tolist()]
         moved = InstanceMasks(
-            rles=[coco_mask.encode(np.asfortranarray(masks[k])) for k in kept],
-            labels=target.labels[[known[k] for k in kept]],
+            rles=[*rles, *[None] * len(rest)],
+            labels=target.labels[sources],
             size=(self.size, self.size),
+            is_crowd=None if target.is_crowd is None else target.is_crowd[sources],
+            boxes=torch.cat([torch.zeros(len(kept), 4), boxes]) if unknown else None,
         )
-        return self._padded(out["image"]), moved, _dropped(len(known) - len(kept))
+        lost = len([k for k in set(known) - set(sources) if not _is_crowd(target, k)])
+        return self._padded(out["image"]), moved, _dropped(lost)
 
 
 class EvaluationTransform:
@@ -247,6 +258,12 @@ def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Count
     return SegmentMap(ids=torch.from_numpy(np.ascontiguousarray(ids_HW)), labels=labels), _dropped(
         int((~present & ~crowd).sum())
     )
+
+
+def _moved(out: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The boxes that a pipeline kept, ``[K, 4]``, and which they were, int64 ``[K]``."""
+    kept = torch.from_numpy(np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 5))
+    return kept[:, :4].contiguous(), kept[:, 4].long()
 
 
 def _cut(array: NDArray[Any], window: tuple[int, ...]) -> NDArray[Any]:

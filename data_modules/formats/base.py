@@ -75,12 +75,14 @@ class Reader(ABC):
         source: where to get it.
         gives: what its targets are. Boxes can be trained on, not evaluated.
         counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
+        areas: of panoptic segments: as the annotation file states them, or counted in the map.
     """
 
     title: ClassVar[str]
     source: ClassVar[str]
     gives: Literal["map", "boxes", "masks"]
     default_tasks: ClassVar[tuple[Task, ...]]
+    areas: Literal["stored", "recounted"] = "stored"
 
     def __init__(
         self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names

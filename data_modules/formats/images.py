@@ -31,6 +31,7 @@ class Header(NamedTuple):
     size: tuple[int, int]  # (H, W)
     is_palette: bool
     is_complete: bool
+    grey_step: int = 1  # what OpenCV multiplies grey values of fewer than 8 bits by
 
 
 def stated_size(image: dict[str, Any]) -> tuple[int, int]:
@@ -142,7 +143,8 @@ def _decode_map(content: bytes, what: str, size: tuple[int, int] | None) -> NDAr
     if header.is_palette:  # the indices; OpenCV would give the palette's colours
         indices: NDArray[Any] = _with_pillow(content, what, np.asarray)
         return indices
-    return _decode(content, what, cv2.IMREAD_UNCHANGED)
+    values = _decode(content, what, cv2.IMREAD_UNCHANGED)
+    return values // header.grey_step if header.grey_step > 1 else values
 
 
 def _checked(content: bytes, what: str) -> Header:
@@ -184,7 +186,9 @@ def read_header(content: bytes) -> Header | None:
     """Header of a PNG or JPEG, without decoding; None for other formats and whatever looks odd."""
     if content.startswith(b"\x89PNG\r\n\x1a\n") and content[12:16] == b"IHDR" and len(content) > 33:
         columns, rows = struct.unpack(">II", content[16:24])
-        return Header("PNG", (rows, columns), content[25] == 3, content[-8:-4] == b"IEND")
+        bits, color = content[24:26]
+        step = 255 // (2**bits - 1) if color == 0 and bits in (1, 2, 4) else 1
+        return Header("PNG", (rows, columns), color == 3, content[-8:-4] == b"IEND", step)
     if content.startswith(b"\xff\xd8"):
         return _jpeg_header(content)
     return None

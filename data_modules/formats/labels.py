@@ -147,7 +147,12 @@ class LabelMaps(LabelMapReader):
 
     def read(self, complain: Complain = refuse) -> None:
         stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, complain)
+        paired = set(stems)
+        labels = [name.removesuffix(self.labels_suffix) for name in list_files(self._labels, self.labels_suffix)]
+        self.counts["label_maps_without_an_image"] = sum(stem not in paired for stem in labels)
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
+        if min(values) < 0:
+            raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
         self._read(stems, label_table(values, self.ignore), self._images, complain)
 
     def image_path(self, stem: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,8 @@ from data_modules.formats.runs import Runs
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _COLORS = 1 << 24
+NOT_STATED = -1
+"""Area of a segment whose record has none."""
 
 
 class PanopticReader(IndexedReader):
@@ -83,7 +86,9 @@ class PanopticReader(IndexedReader):
             is_crowd=torch.from_numpy(self.index.column(index, "is_crowd").copy()),
             areas=torch.from_numpy(self.index.column(index, "area").astype(np.int64)),
         )
-        return target if self.areas == "stored" else recount_areas(target)
+        if self.areas == "recounted":
+            return recount_areas(target)
+        return target if target.areas is None or bool((target.areas != NOT_STATED).all()) else count_missing(target)
 
 
 def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[np.int16]:
@@ -104,6 +109,15 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
         wrong = np.unique(colors[unknown]).tolist()
         raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
     return runs.filled(np.concatenate([[VOID], order]).astype(np.int16)[place])
+
+
+def count_missing(target: SegmentMap) -> SegmentMap:
+    """Areas that the file does not state, counted in the map."""
+    runs = Runs.of(target.ids.numpy())
+    counted = np.bincount(runs.values + 1, weights=runs.lengths, minlength=len(target) + 1)[1:].astype(np.int64)
+    assert target.areas is not None
+    areas = torch.where(target.areas == NOT_STATED, torch.from_numpy(counted), target.areas)
+    return replace(target, areas=areas)
 
 
 def recount_areas(target: SegmentMap) -> SegmentMap:
@@ -199,8 +213,8 @@ def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Ite
         category = record["category_id"]
         if category not in label_of:
             raise UserError(f"segment {number} has category_id {category}, which the vocabulary lacks")
-        area = int(record.get("area", 0))
-        if not 0 <= area < 2**53:
+        area = int(record.get("area", NOT_STATED))
+        if not (0 <= area < 2**53 or "area" not in record):
             raise UserError(f"segment {number} has area {area}")
         yield number, label_of[category], area, bool(record.get("iscrowd", 0))
 

@@ -110,16 +110,17 @@ class CoTrainedSegmenter(pl.LightningModule):
         self.merge = merge
         no_text = {"learnt": "learnt vectors, none of text", "linear": f"class head of {weights}, none of text"}
         self.text_provenance = no_text.get(classifier) or text.provenance
-        vocabularies = {spec.vocabulary.name: spec.vocabulary for spec in datasets.values()}
+        vocabularies = list(dict.fromkeys(spec.vocabulary for spec in datasets.values()))
         if classifier == "learnt":
-            _vocabulary_head(network).learn_classes({name: len(v) for name, v in vocabularies.items()})
+            _vocabulary_head(network).learn_classes({name: len(v) for name, v in _by_name(vocabularies).items()})
         if background == "separate":
-            _vocabulary_head(network).separate_backgrounds(vocabularies)
+            _vocabulary_head(network).separate_backgrounds(_by_name(vocabularies))
         if classifier == "linear":
             _check_class_counts(network, weights, datasets)
         # no text encoder is downloaded where none is needed
         embed: Callable[[Vocabulary], ClassEmbeddings] = text if classifier == "text" else _no_vectors
-        self.class_embeddings = nn.ModuleDict({name: _FrozenVectors(embed(v)) for name, v in vocabularies.items()})
+        self.class_embeddings = nn.ModuleList(_FrozenVectors(embed(vocabulary)) for vocabulary in vocabularies)
+        self._position = {name: vocabularies.index(spec.vocabulary) for name, spec in datasets.items()}
 
     def configure_model(self) -> None:
         """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``, ``fsdp1.yaml``); once.
@@ -228,6 +229,10 @@ class CoTrainedSegmenter(pl.LightningModule):
         if self.cost_error is not None and any(p.grad is not None for p in self.parameters()):
             raise self.cost_error
         if isinstance(self.network, FullyShardedDataParallel) and gradient_clip_val:
+            if gradient_clip_algorithm == "value":
+                raise UserError(
+                    "STRATEGY=fsdp1 clips the gradient's norm alone: set trainer.gradient_clip_algorithm=norm"
+                )
             self.network.clip_grad_norm_(gradient_clip_val)  # Lightning leaves the norm over all ranks to the user
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -246,8 +251,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         return {str(task): predictions for task, predictions in segments.items()}
 
     def _classes(self, dataset: str) -> ClassEmbeddings:
-        vectors = cast(_FrozenVectors, self.class_embeddings[self.datasets[dataset].vocabulary.name])
-        return vectors.forward()
+        return cast(_FrozenVectors, self.class_embeddings[self._position[dataset]]).forward()
 
     # --------------------------------------------------------------------------------------- optimiser, records
 
@@ -280,6 +284,17 @@ def _vocabulary_head(network: MaskClassificationNetwork) -> TextClassifier:
             f" not {type(network.classifier).__name__}"
         )
     return network.classifier
+
+
+def _by_name(vocabularies: Sequence[Vocabulary]) -> dict[str, Vocabulary]:
+    """For what is learnt of each vocabulary, and kept in checkpoints by its name."""
+    names = [vocabulary.name for vocabulary in vocabularies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    odd = sorted(name for name in names if "." in name or hasattr(nn.ModuleDict, name))
+    if twice or odd:
+        reason = f"the names {twice} stand for different classes" if twice else f"{odd} cannot be names of parameters"
+        raise UserError(f"vectors are learnt by the names of vocabularies, but {reason}: rename them")
+    return dict(zip(names, vocabularies, strict=True))
 
 
 def _check_class_counts(

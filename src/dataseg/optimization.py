@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from dataseg.structures import UserError
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -37,9 +39,9 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}")
+            raise UserError(f"optimization.lr must be > 0, got {self.lr}")
         if not all(0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones are rising fractions of the run in (0, 1), got {self.milestones}")
+            raise UserError(f"optimization.milestones are rising fractions of the run in (0, 1), got {self.milestones}")
 
 
 def _without_decay(network: nn.Module) -> set[int]:

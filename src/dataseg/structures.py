@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -208,11 +208,13 @@ class DatasetSpec:
         vocabulary: its classes.
         tasks: what it is evaluated by; empty for a set that is only trained on.
         views: how its semantic task looks at an image.
+        areas: of its panoptic segments: "stored" as its files state them, or "recounted" in its maps.
     """
 
     vocabulary: Vocabulary
     tasks: tuple[Task, ...] = ()
     views: Views = Views()
+    areas: Literal["stored", "recounted"] = "stored"
 
 
 @dataclass

@@ -88,6 +88,18 @@ def test_perfect_predictions_score_100_percent_and_padding_is_not_counted(traine
     assert evaluation.confusion["ade"].tolist() == [[24, 0, 0], [0, 24, 0]]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "of_data", "key"), [("both", "stored", "pq_stored"), ("stored", "recounted", "pq_recounted")]
+)
+def test_the_primary_figure_says_which_areas_it_is_of(trainer, wanted, of_data, key):
+    evaluation, module = Evaluation(panoptic_areas=wanted), Module()
+    module.datasets = {"ade": DatasetSpec(VOCABULARY, (Task.SEMANTIC, Task.PANOPTIC), areas=of_data)}
+    validate(evaluation, trainer, module, [batch("a")])
+    assert evaluation.primary == ["ade.miou", f"ade.{key}"]
+    assert evaluation.results[f"ade.{key}"] == evaluation.results["score"] == 100
+    assert evaluation.metrics["ade", Task.PANOPTIC].convention["areas"] == (wanted if wanted == "both" else of_data)
+
+
 def test_a_new_validation_starts_afresh(trainer):
     evaluation, module = Evaluation(), Module()
     for _ in range(2):

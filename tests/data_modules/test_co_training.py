@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from data_modules import (
     AdePanoptic,
     AdeSemantic,
+    CocoInstances,
     CocoPanoptic,
     CocoSemantic133,
     CoTraining,
@@ -19,7 +20,7 @@ from data_modules import (
 )
 from data_modules.mini import MiniSpec
 from data_modules.streams import Schedule, share_out
-from dataseg.structures import Batch, Boxes, SegmentMap, Task
+from dataseg.structures import Batch, Boxes, SegmentMap, Task, UserError
 
 RATIOS = {"ade": 1, "coco": 2, "o365": 2}
 
@@ -220,6 +221,18 @@ def test_training_batches(fake_root):
     assert all(isinstance(t, SegmentMap) and t.ids.shape == (32, 32) for t in batches["coco"].targets)
     assert all(isinstance(t, Boxes) for t in batches["o365"].targets)
     assert [batches[n].task for n in RATIOS] == [Task.SEMANTIC, Task.PANOPTIC, Task.INSTANCE]
+
+
+def test_tasks_that_targets_do_not_determine_are_refused(fake_root):
+    wrong = {
+        "train": [CocoPanoptic(tasks=["instance"]), CocoInstances(tasks=["semantic"])],
+        "val": [CocoInstances(tasks=["semantic"])],
+    }
+    for part, readers in wrong.items():
+        for reader in readers:
+            sets = {"train": {}, "ratios": {}, "val": {}} | {part: {"x": reader}}
+            with pytest.raises(UserError, match=rf"data\.{part}\.x: "):
+                make(fake_root, **sets | ({"ratios": {"x": 1}} if part == "train" else {}))
 
 
 def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):

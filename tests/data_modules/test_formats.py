@@ -1,5 +1,7 @@
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -30,8 +32,9 @@ from data_modules import (
 )
 from data_modules.formats.detection import clean_boxes
 from data_modules.formats.files import inside
-from data_modules.formats.images import read_image
+from data_modules.formats.images import read_image, read_labels
 from data_modules.formats.panoptic import rows_of_colors
+from data_modules.vocabularies import OwnClass
 from dataseg.structures import VOID, UserError
 
 
@@ -144,6 +147,14 @@ def test_coco_panoptic(fake_root):
     assert [reader.vocabulary.classes[k].id for k in target.labels] == [1, 1, 200, 17]
     assert target.areas.tolist() == [int((target.ids == k).sum()) for k in range(4)]
     assert target.class_map()[target.ids == 1].eq(VOID).all()
+
+
+def test_areas_that_are_not_stated_are_counted(tmp_path):
+    base = write_coco(tmp_path, 2)
+    _, stated = ready(CocoPanoptic(), tmp_path).load(1)
+    edit(base / "annotations/panoptic_train2017.json", lambda c: c["annotations"][1]["segments_info"][2].pop("area"))
+    _, target = ready(CocoPanoptic(), tmp_path).load(1)
+    assert target.areas.tolist() == stated.areas.tolist() == [int((target.ids == k).sum()) for k in range(4)]
 
 
 def test_coco_semantic_keeps_crowds(fake_root):
@@ -374,6 +385,33 @@ def test_label_maps_of_16_bits(tmp_path):
     (tmp_path / "mine/labels/a.tif").unlink()
     with pytest.raises(ValueError, match=r"1 images have no label map.*a\.tif"):
         reader.setup(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_label_maps_of_few_bits_keep_their_values(tmp_path, bits):
+    values = np.arange(2**bits, dtype=np.uint8).reshape(2, -1)
+    packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(2, -1), axis=1)
+    lines = b"".join(b"\0" + line.tobytes() for line in packed)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], 2, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(lines))]
+    chunks = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in [*parts, (b"IEND", b"")]
+    ]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert (read_labels(path, "x", (2, values.shape[1])) == values).all()
+
+
+def test_own_label_maps_say_what_they_leave_out(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    for name in ("1.jpg", "2.JPG"):
+        (tmp_path / "mine/images" / name).write_bytes(cv2.imencode(".jpg", np.zeros((1, 4, 3), np.uint8))[1].tobytes())
+    for number in (1, 2):
+        cv2.imwrite(str(tmp_path / f"mine/labels/{number}.png"), np.ones((1, 4), np.uint8))
+    classes = [OwnClass("a", 0), OwnClass("b", 1)]
+    assert ready(LabelMaps("mine", "images", "labels", classes), tmp_path).counts == {"label_maps_without_an_image": 1}
+    with pytest.raises(UserError, match="offset 1 gives values below 0"):
+        LabelMaps("mine", "images", "labels", classes, offset=1).setup(tmp_path)
 
 
 @pytest.mark.parametrize(("end", "ids"), [("", (26, 7)), ("_trainId", (13, 0))])

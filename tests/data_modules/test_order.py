@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_modules.co_training import active_ratios
 from data_modules.order import blocks, dataset_of, position_at, sample_of, tempered
+from dataseg.structures import UserError
 
 RATIOS = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([1, 2, 4, 0.5, 0.25, 1.5]), min_size=1)
 
@@ -28,6 +30,10 @@ def test_tempered_ratios():
     assert blocks(tempered({"a": 0.3, "b": 7.77}, 0)) == {"a": 1, "b": 1}
     assert blocks(tempered(ratios, 0.5)) == {"ade": 1, "coco": 2, "o365": 3}
     assert tempered({"a": 2, "b": 4}, 0.5) == {"a": 1, "b": 1.41}
+    sizes = {"ade": 20210, "coco": 118287, "o365": 1742289}  # out of proportion themselves
+    assert active_ratios(dict.fromkeys(sizes), sizes, 0.5) == {"ade": 1, "coco": 2.42, "o365": 9.28}
+    with pytest.raises(UserError, match="must be a positive number, got -1"):
+        active_ratios({"a": None, "b": None}, {"a": -1, "b": -2}, 0.5)
     for wrong in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="ratio_exponent"):
             tempered(ratios, wrong)

@@ -189,9 +189,29 @@ def test_masks_go_the_way_of_maps(seed):
     transform = TrainTransform(48, (0.5, 2.0))
     _, map_, _ = transform(image, target, seed)
     _, moved, _ = transform(image, masks, seed)
-    assert moved.labels.tolist() == map_.labels.tolist()
-    for k, rle in enumerate(moved.rles):
-        assert (coco_mask.decode(rle) == (map_.ids == k).numpy()).all()
+    crowd = moved.is_crowd.tolist()
+    assert moved.labels[~moved.is_crowd].tolist() == map_.labels.tolist()
+    for k, rle in enumerate(moved.rles):  # the crowd comes last
+        assert (coco_mask.decode(rle).astype(bool) <= (map_.ids == (VOID if crowd[k] else k)).numpy()).all()
+        assert crowd[k] or (coco_mask.decode(rle) == (map_.ids == k).numpy()).all()
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_instances_without_a_mask_go_the_way_of_boxes(seed):
+    image, target = scene((40, 60), seed % 997)
+    rles = [coco_mask.encode(np.asfortranarray(target.ids.numpy() == k, dtype=np.uint8)) for k in range(2)]
+    boxes = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [5, 5, 30, 25], [40, 10, 59, 39]])
+    labels = torch.tensor([1, 2, 3, 4])
+    masks = InstanceMasks(rles=[*rles, None, None], labels=labels, size=(40, 60), boxes=boxes)
+    transform = TrainTransform(48, (0.5, 2.0))
+    _, moved, _ = transform(image, masks, seed)
+    _, alone, _ = transform(image, Boxes(xyxy=boxes[2:], labels=labels[2:]), seed)
+    unknown = [k for k, rle in enumerate(moved.rles) if rle is None]
+    assert moved.labels[unknown].tolist() == alone.labels.tolist()
+    assert moved.boxes[unknown].equal(alone.xyxy)
+    _, without, _ = transform(image, InstanceMasks(rles=rles, labels=labels[:2], size=(40, 60)), seed)
+    assert [rle for rle in moved.rles if rle is not None] == without.rles
 
 
 @given(SIZES)

@@ -128,7 +128,7 @@ class MeanIoU(ImageMetric):
             raise UserError(
                 f"{self.dataset}: the ground truth of {images} image(s) holds only the class"
                 f" {self.vocabulary.names[present[0]]!r}, so that the figures say nothing; were the other values"
-                " mapped to ignore? (allow_one_class=True scores it anyway)"
+                " mapped to ignore? (allow_one_class=true of callbacks.Evaluation scores it anyway)"
             )
 
     def per_class(self) -> dict[str, Tensor]:

@@ -105,7 +105,8 @@ class TextClassifier(Classifier):
     @property
     def scale(self) -> Tensor:
         """1 / temperature, in the range that is used; ``[1]``."""
-        return self.log_scale.clamp(max=self.max_log_scale).exp()
+        excess = (self.log_scale - self.max_log_scale).clamp(min=0).detach()  # its gradient may lead back below
+        return (self.log_scale - excess).exp()
 
     def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:
         """Classify.

@@ -49,6 +49,9 @@ def test_scale_is_learnt_and_bounded():
     with torch.no_grad():
         classifier.log_scale.fill_(math.log(1e6))
     torch.testing.assert_close(classifier.scale, torch.tensor([100.0]))
+    classifier.log_scale.grad = None
+    classifier.scale.sum().backward()
+    assert classifier.log_scale.grad > 0, "it can come back"
     assert classifier(torch.randn(5, 2, 8), embeddings([1, 3])).abs().max() <= 100.01
 
 
