@@ -116,6 +116,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
         self._take_signals()
+        if not (self._folder / BEST).exists():  # resumed into another folder: the best of the old one stays there
+            self._best = None
         self._step = trainer.global_step
         self._saved = self._step if self._step else None
         self._saved_at = time.monotonic()

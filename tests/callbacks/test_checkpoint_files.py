@@ -95,6 +95,13 @@ def test_best_survives_a_resume_with_worse_scores(tmp_path):
     assert best["global_step"] == 8
 
 
+def test_a_run_in_another_folder_has_a_best_of_its_own(tmp_path):
+    fit(tmp_path / "a", Checkpoints(every_n_steps=5), steps=8)
+    source = tmp_path / "a" / resume.FOLDER / "step-8.ckpt"
+    fit(tmp_path / "b", Checkpoints(every_n_steps=5), model=Model(scores=[0.0]), ckpt=source)
+    assert torch.load(tmp_path / "b" / resume.FOLDER / "best.ckpt", weights_only=True)["global_step"] == 12
+
+
 def test_newer_files_of_an_abandoned_course_are_set_aside(tmp_path, caplog):
     fit(tmp_path, Checkpoints(every_n_steps=5, keep_last=9))
     with caplog.at_level(logging.WARNING):
