@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from callbacks.board import board
-from callbacks.evaluation import PRIMARY, Evaluation
+from callbacks.evaluation import Evaluation, primary_figure
 from dataseg.metrics.tables import confusion_markdown, confusion_picture, per_class_markdown, per_class_picture
 from dataseg.structures import Task
 
@@ -20,8 +20,9 @@ class ClassTables(pl.Callback):
         evaluation = Evaluation.of(trainer)
         step = trainer.global_step
         for (dataset, task), columns in evaluation.per_class.items():
-            names = evaluation.metrics[dataset, task].vocabulary.names
-            main = "iou" if task is Task.SEMANTIC else PRIMARY[task]
+            metric = evaluation.metrics[dataset, task]
+            names = metric.vocabulary.names
+            main = "iou" if task is Task.SEMANTIC else primary_figure(task, metric)
             writer.add_text(f"classes/{dataset}.{task}", per_class_markdown(columns, names), step)
             picture = per_class_picture(columns, names, sort_by=main)
             writer.add_image(f"classes/{dataset}.{task}", picture, step, dataformats="HWC")

@@ -66,7 +66,10 @@ def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layou
         datasets: with the tasks that each is evaluated by.
     """
     losses = {"total": "^loss/.+/total$", **{name: f"^loss/{re.escape(name)}/" for name in trained}}
-    metrics = {"score": f"^{TAG}score$", "primary figures": rf"^{TAG}.+\.({'|'.join(PRIMARY.values())})$"}
+    metrics = {
+        "score": f"^{TAG}score$",
+        "primary figures": rf"^{TAG}.+\.({'|'.join(PRIMARY.values())})(_stored|_recounted)?$",
+    }
     for name, spec in datasets.items():
         metrics |= {f"{name}, {task}": rf"^{TAG}{re.escape(name)}\.({FIGURES[task]})" for task in spec.tasks}
     course = {
