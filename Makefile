@@ -30,9 +30,9 @@ export GOMP_SPINCOUNT ?= 1000
 
 CLI = $(PY) -m dataseg.cli
 CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/with/$(overlay).yaml) \
-         --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs $(RUNS) \
+         --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs "$(RUNS)" \
          $(if $(ON),--config conf/on/$(if $(filter mini_%,$(EXP)),mini_)$(ON).yaml) \
-         $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data.root=$(DATA))
+         $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data.root="$(DATA)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow lint format train eval data-check data-stats ablation report replay score embed export tensorboard clean
@@ -67,10 +67,10 @@ format: setup ## apply the style
 	$(PY) -m ruff check --fix .
 
 train: setup conf/exp/$(EXP).yaml ## train an experiment: EXP=mini_all
-	$(CLI) fit $(CONFIG) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+	$(CLI) fit $(CONFIG) $(if $(RESUME),--resume "$(RESUME)") $(ARGS)
 
 eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
-	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path=$(CKPT)) $(ARGS)
+	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path="$(CKPT)") $(ARGS)
 
 data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment's data: EXP=mini_all (ARGS="--images=100")
 	$(PY) -m data_modules.check $(CONFIG) $(ARGS)
@@ -79,29 +79,29 @@ data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one p
 	$(PY) -m data_modules.stats $(CONFIG) $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
-	$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs $(RUNS) \
+	$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
 	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) $(ARGS)
 
 report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)
-	$(PY) -m dataseg.report --suite conf/suite/$(SUITE).yaml --runs $(RUNS) $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(PY) -m dataseg.report --suite conf/suite/$(SUITE).yaml --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
-	$(PY) -m dataseg.replay $(FILE) $(ARGS)
+	$(PY) -m dataseg.replay "$(FILE)" $(ARGS)
 
 conf/exp/%.yaml:
 	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
 
 score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
-	$(PY) -m dataseg.score --task $(TASK) --gt $(GT) --pred $(PRED) $(ARGS)
+	$(PY) -m dataseg.score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
 
 embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
 	$(PY) -m dataseg.embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
 
 export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
-	$(PY) -m dataseg.export $(CKPT) $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 tensorboard: setup ## look at all runs
-	$(VENV)/bin/tensorboard --logdir $(RUNS) --samples_per_plugin images=50 $(ARGS)
+	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)
 
 clean: ## remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

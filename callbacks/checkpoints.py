@@ -88,6 +88,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0
         self._failures = 0
         self._signal: int | None = None
+        self._interrupt: Any = None  # what Ctrl-C did before the run
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": list(self._best) if self._best else None}
@@ -179,11 +180,20 @@ class Checkpoints(Checkpoint):
     def _take_signals(self) -> None:
         """Only note what came in. Lightning's own handler sends to other ranks from within, amid other transfers."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                before = signal.signal(number, self._note)
+                if number == signal.SIGINT and before != self._note:
+                    self._interrupt = before
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == number:  # Ctrl-C once more: at once
+            raise KeyboardInterrupt
         self._signal = number
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._interrupt is not None:
+            signal.signal(signal.SIGINT, self._interrupt)
+            self._interrupt = None
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether by the first rank's clock a checkpoint is due."""
@@ -305,4 +315,13 @@ def _check(trainer: pl.Trainer) -> None:
         raise UserError(
             f"trainer.val_check_interval={interval} counts batches and must be a multiple of"
             f" trainer.accumulate_grad_batches={parts}: validation may not fall into a step"
+        )
+    left = trainer.max_steps % (interval // parts)
+    if trainer.max_steps > 0 and left and trainer.is_global_zero:
+        log.warning(
+            "the last %d steps will not be evaluated: trainer.max_steps=%d is no multiple of"
+            " trainer.val_check_interval=%d (batches)",
+            left,
+            trainer.max_steps,
+            interval,
         )

@@ -61,8 +61,6 @@ class RunRecord(pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             primary = {key: results[key] for key in [*evaluation.primary, "score"]}
             self.history.append({"step": trainer.global_step, **primary})
-        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
-        self._file = None if folder is None else Path(folder) / "metrics.json"
         if trainer.is_global_zero and self._file is not None:
             content = {
                 **results,
@@ -73,6 +71,10 @@ class RunRecord(pl.Callback):
                 "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},
             }
             _write(self._file, content)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        self._file = None if folder is None else Path(folder) / "metrics.json"
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print_table(trainer)

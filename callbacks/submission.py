@@ -34,6 +34,9 @@ class Submissions(pl.Callback):
         self.id_shifts = id_shifts or {}
         self._writers: dict[tuple[str, Task], Writer] = {}
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        log.warning("callbacks.Submissions writes nothing while training: give it to make eval")
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._writers = {}
         if trainer.state.fn == TrainerFn.FITTING:

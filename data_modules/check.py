@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def _read(reader: Reader) -> list[Problem]:
     problems: list[Problem] = []
 
     def complain(message: str, usual: bool = False) -> None:
-        kind = "boxes that are clipped or dropped" if usual else "malformed records"
+        kind = "records that every training mends or leaves out" if usual else "malformed records"
         problems.append(Problem("warning" if usual else "error", kind, message))
 
     reader.read(complain)
@@ -266,6 +267,7 @@ def check(experiment: Experiment, console: Console | None = None) -> int:
     compare(reports)
     print_summary(reports, console)
     write_problems(reports, out / "problems.jsonl")
+    shutil.rmtree(out / "progress", ignore_errors=True)  # the next check looks at all files anew: they may be mended
     console.print(f"pictures and the full list: {out}")
     return int(any(problem.severity == "error" for report in reports for problem in report.problems))
 

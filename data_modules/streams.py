@@ -50,8 +50,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         parts = self.world_size * self.accumulate
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {self.batch_size}")
         if not self.mixed:
-            if self.batch_size < 1 or self.batch_size % parts:
+            if self.batch_size % parts:
                 raise UserError(
                     f"batch_size={self.batch_size} must be a multiple of {parts} = {self.world_size} ranks x "
                     f"{self.accumulate} accumulated batches; it counts the samples of one optimisation step"
@@ -232,7 +234,7 @@ def start_worker(worker: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -149,7 +149,9 @@ class LabelMaps(LabelMapReader):
         stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, complain)
         paired = set(stems)
         labels = [name.removesuffix(self.labels_suffix) for name in list_files(self._labels, self.labels_suffix)]
-        self.counts["label_maps_without_an_image"] = sum(stem not in paired for stem in labels)
+        for stem in (lonely := [label for label in labels if label not in paired]):
+            complain(f"{self._labels}: {stem}{self.labels_suffix} has no image {stem}{self.image_suffix}", usual=True)
+        self.counts["label_maps_without_an_image"] = len(lonely)
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
         if min(values) < 0:
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")

@@ -15,13 +15,14 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dataseg import config as config_files
 from dataseg import resume
 from dataseg.module import CoTrainedSegmenter
 from dataseg.sharding import MAKE_WHOLE
 from dataseg.structures import DatasetSpec, UserError
+from dataseg.training_checkpoint import require_checkpoint
 
 
 def _specs(data: LightningDataModule) -> dict[str, DatasetSpec]:
@@ -34,11 +35,15 @@ class CoTrainingCLI(LightningCLI):
     _step: int | None = None  # that is resumed after
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Read the arguments, with what their configuration files extend."""
+        """Read the arguments, with what their configuration files extend; a checkpoint must be one."""
         if args is None or isinstance(args, list):
             self.config = parser.parse_args(config_files.expand(sys.argv[1:] if args is None else args))
         else:
             self.config = parser.parse_object(args)
+        given = self.config.get(self.config.get("subcommand"), {})
+        for key in ("ckpt_path", "resume"):
+            if given.get(key) not in (None, "auto"):
+                require_checkpoint(Path(given[key]))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -63,9 +68,6 @@ class CoTrainingCLI(LightningCLI):
             return
         if self.subcommand == "fit":
             self._resume()
-        checkpoint = self.config[self.subcommand].get("ckpt_path")
-        if checkpoint is not None and not Path(checkpoint).exists():
-            raise UserError(f"{checkpoint}: there is no such checkpoint")
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
@@ -75,9 +77,17 @@ class CoTrainingCLI(LightningCLI):
     def _resume(self) -> None:
         config = self.config[self.subcommand]
         if config.resume is None:
+            own = config.runs / config.exp / (config.run or "") / resume.FOLDER
+            if config.run and resume.step_files(own):
+                raise UserError(
+                    f"{own} has the checkpoints of an earlier run: RESUME=auto goes on, or take another RUN"
+                )
             return
         if config.resume != "auto":
             config.ckpt_path = config.resume
+            source = Path(config.resume).absolute().parents
+            if len(source) > 2 and source[0].name == resume.FOLDER and source[2].name != config.exp:
+                rank_zero_warn(f"resuming a run of {source[2].name} with the data and settings of {config.exp}")
             return
         found = resume.find(config.runs / config.exp, config.run)
         if found is None:
@@ -115,14 +125,30 @@ def main(args: ArgsType = None) -> CoTrainingCLI:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
         )
-    except UserError as error:
-        text = str(error)  # from a loading process it comes with that process's traceback before it
+    except ValueError as error:
+        found = _user_error(error)
+        if found is None:
+            raise
+        text = str(found)  # from a loading process it comes with that process's traceback before it
         sys.exit(f"error: {text.rpartition('UserError: ')[2].strip()}")
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        first, *rest = str(error).splitlines()
+        shown = "\n".join(rest[:4] + [f"    ... {len(rest) - 4} more"] * (len(rest) > 4))
+        sys.exit(f"error: the checkpoint is of another network than the configuration's. {first}\n{shown}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(f"error: the disk is full{where}. The checkpoints are whole: make room and go on with RESUME=auto")
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The mistake that an error of jsonargparse, raised while it built something, goes back to."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 if __name__ == "__main__":

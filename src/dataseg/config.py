@@ -50,7 +50,9 @@ def _parent(path: Path) -> Path | None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file") from error
+        others = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        choices = f"; {path.parent} has {others}" if others else ""
+        raise UserError(f"{path}: no such configuration file{choices}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from error
     parent = content.get(KEY) if isinstance(content, dict) else None

@@ -147,7 +147,7 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: not a replay file that can be read ({error})") from error
+        raise UserError(f"{path}: not a replay file that can be read ({type(error).__name__})") from error
 
 
 def _module(config: Path) -> CoTrainedSegmenter:

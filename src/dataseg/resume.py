@@ -217,7 +217,13 @@ def find(experiment: Path, run: str | None) -> Resumption | None:
 
 
 def _newest_run(experiment: Path) -> str | None:
-    folders = [path for path in experiment.glob(f"*/{FOLDER}") if step_files(path)]
-    if not folders:
+    """The run that was written to last, of those that have a checkpoint; newer ones without are named in a warning."""
+    folders = sorted(experiment.glob(f"*/{FOLDER}"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
+    saved = [path for path in folders if step_files(path)]
+    if not saved:
         return None
-    return max(folders, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)).parent.name
+    newer = [path.parent.name for path in folders[folders.index(saved[-1]) + 1 :]]
+    if newer:
+        chosen = saved[-1].parent.name
+        log.warning("%s stopped before a checkpoint: going on with %s (RUN=... chooses)", ", ".join(newer), chosen)
+    return saved[-1].parent.name

@@ -179,6 +179,19 @@ def shard(network: MaskClassificationNetwork, mesh: DeviceMesh, dtype: torch.dty
     fully_shard(network, mesh=mesh)
 
 
+def require_shards(folder: Path) -> None:
+    """Refuse a folder that is no sharded checkpoint.
+
+    Raises:
+        UserError: it has no `SHARD_STATE`.
+    """
+    if not (folder / SHARD_STATE).is_file():
+        raise UserError(
+            f"{folder}: not a sharded checkpoint that can be read, it has no {SHARD_STATE}; a run's checkpoints lie in"
+            " its folder checkpoints/"
+        )
+
+
 def consolidate(folder: Path) -> dict[str, Any]:
     """A sharded checkpoint as the one file that a single process would have written.
 
@@ -192,6 +205,7 @@ def consolidate(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is not a sharded checkpoint, or is damaged.
     """
+    require_shards(folder)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             file = Path(temporary) / "whole.pt"

@@ -46,6 +46,18 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     return TrainingCheckpoint(content["state_dict"], content["vocabularies"], int(content.get("global_step", 0)))
 
 
+def require_checkpoint(path: Path) -> None:
+    """Refuse what is no checkpoint, before anything else is done.
+
+    Raises:
+        UserError: as `read_checkpoint`; of a folder of shards, only that it is one is looked at.
+    """
+    if path.is_dir():
+        sharding.require_shards(path)
+    else:
+        read_checkpoint(path)
+
+
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -54,7 +66,6 @@ def _read_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: is damaged, or holds more than tensors and plain values, which is not read: it could run code"
-            f" ({_first_line(error)})"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from error

@@ -110,6 +110,7 @@ def test_a_new_validation_starts_afresh(trainer):
 def test_record_is_written_whole_and_its_history_survives_a_checkpoint(trainer, tmp_path):
     evaluation, module, record = Evaluation(), Module(), RunRecord()
     trainer.callbacks = [evaluation, record]
+    record.on_validation_start(trainer, module)
     validate(evaluation, trainer, module, [batch("a")])
     record.on_validation_end(trainer, module)
     content = json.loads((tmp_path / "metrics.json").read_text())

@@ -165,7 +165,7 @@ def test_a_schedule_can_start_anywhere(start):
 
 @pytest.mark.parametrize("options", [{"batch_size": 5, "world_size": 2}, {"batch_size": 0}])
 def test_batches_that_do_not_divide_are_refused(options):
-    with pytest.raises(ValueError, match="must be a multiple of"):
+    with pytest.raises(ValueError, match=r"must be (a multiple of|positive, got 0)"):
         Schedule(seed=0, ratios={"a": 1.0, "b": 4.0}, **options)
 
 

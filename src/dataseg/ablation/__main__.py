@@ -31,10 +31,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--machines", type=int, default=1, help="with --dry: share the commands out")
     options, overrides = parser.parse_known_args(args)
     try:
+        if options.machines < 1 or options.parallel < 0:
+            raise UserError(f"MACHINES and PARALLEL must be positive, got {options.machines} and {options.parallel}")
         suite = load(options.suite)
         jobs = jobs_of(suite, options.seeds, options.runs, overrides)
         if options.dry:
-            print(commands(jobs, max(1, options.machines)))
+            print(commands(jobs, options.machines))
             return 0
         return 0 if Runner(suite, options.parallel or default_parallel(), Console(soft_wrap=True)).run(jobs) else 1
     except UserError as error:
