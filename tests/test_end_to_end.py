@@ -183,6 +183,38 @@ def test_missing_data_end_in_one_message(tmp_path, capsys):
         assert f"{name}:" in message
 
 
+@pytest.mark.parametrize(
+    ("verb", "mistake", "words"),
+    [
+        ("validate", "--ckpt_path={root}/README.md", "README.md: damaged or no checkpoint"),
+        ("validate", "--ckpt_path={root}/src", "src: not a sharded checkpoint"),
+        ("validate", "--ckpt_path={root}/nowhere.ckpt", "nowhere.ckpt: there is no such checkpoint"),
+        ("validate", "--ckpt_path={run}/metrics.json", "metrics.json: damaged or no checkpoint"),
+        ("fit", "--resume={root}/README.md", "README.md: damaged or no checkpoint"),
+        ("fit", "--data.ratios.cocoo=2", "data.ratios names cocoo, but data.train has ade, coco, o365"),
+        ("fit", "--data.ratios.coco=-2", "must be a positive number, got -2"),
+        ("fit", "--data.scale_range=[1.5,0.5]", "scale_range must be two positive numbers in order"),
+        ("fit", "--data.batch_size=0", "batch_size must be positive"),
+        ("fit", "--runs={run}/../..", "has the checkpoints of an earlier run: RESUME=auto"),
+    ],
+)
+def test_a_mistake_ends_in_its_message(run, suite, tmp_path, verb, mistake, words):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(verb, suite, tmp_path, mistake.format(root=ROOT, run=run), "--trainer.max_steps=1"))
+    message = str(stop.value)
+    assert message.startswith("error: ")
+    assert words in message
+    assert len(message) < 600
+
+
+def test_a_checkpoint_of_another_network_is_told_in_a_few_lines(run, suite, tmp_path):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    with pytest.raises(SystemExit) as stop:
+        main(arguments("validate", suite, tmp_path, f"--ckpt_path={checkpoint}", "--model.network.hidden_dim=32"))
+    assert "error: the checkpoint is of another network than the configuration's" in str(stop.value)
+    assert len(str(stop.value).splitlines()) == 6
+
+
 def test_golden_loss_of_three_steps(run):
     """Refactors must reproduce these figures; a change of arithmetic or of the data order must be meant.
 
