@@ -40,6 +40,7 @@ from dataseg.structures import (
     Vocabulary,
 )
 from dataseg.text import TextEmbeddings
+from dataseg.training_checkpoint import is_run, load_run
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         datasets: what is trained on or evaluated, by name. The command line links it from the data module.
         optimization: optimiser and schedule.
         postprocess: options of the three tasks' post-processing.
-        weights: a published Mask2Former of the same architecture to start from: a Hugging Face folder or a detectron2
-            ``.pkl`` or ``.pth`` file.
+        weights: to start from, of the same architecture: a ``.ckpt`` of a run, or a published Mask2Former, as a Hugging
+            Face folder or a detectron2 ``.pkl`` or ``.pth`` file.
         classifier: "learnt" has a learnt vector per class of each vocabulary in place of the text vectors; a vocabulary
             that is never trained keeps its random start. "linear" keeps the class head of ``weights`` in place of the
             text classifier: evaluates a published model as published, on the one data set that it knows.
@@ -96,10 +97,13 @@ class CoTrainedSegmenter(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
-        if weights is not None:
+        own_run = weights if weights is not None and is_run(weights) else None
+        if own_run is not None and classifier == "linear":
+            raise UserError(f"model.classifier=linear keeps a published class head, which {own_run} does not have")
+        if weights is not None and own_run is None:
             head: Literal["linear", "drop"] = "linear" if classifier == "linear" else "drop"
             rank_zero_info(str(load_published(network, weights, class_head=head)))
-        elif classifier == "linear":
+        elif weights is None and classifier == "linear":
             raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
         self.network: MaskClassificationNetwork | FullyShardedDataParallel = network
         self.places: Places | None = None  # for the optimiser, where the network's shapes are lost
@@ -115,6 +119,11 @@ class CoTrainedSegmenter(pl.LightningModule):
             _vocabulary_head(network).learn_classes({name: len(v) for name, v in _by_name(vocabularies).items()})
         if background == "separate":
             _vocabulary_head(network).separate_backgrounds(_by_name(vocabularies))
+        if own_run is not None:
+            lacking = load_run(network, own_run)
+            rank_zero_info(
+                f"{own_run}: weights loaded" + f"; it learnt nothing of {', '.join(lacking)}" * bool(lacking)
+            )
         if classifier == "linear":
             _check_class_counts(network, weights, datasets)
         # no text encoder is downloaded where none is needed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataseg import sharding
+from dataseg.network import MaskClassificationNetwork, TextClassifier
 from dataseg.structures import UserError
 
 
@@ -56,6 +57,45 @@ def require_checkpoint(path: Path) -> None:
         sharding.require_shards(path)
     else:
         read_checkpoint(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path has the name of a run's checkpoint, a file or a folder of shards."""
+    return path.suffix == ".ckpt"
+
+
+def load_run(network: MaskClassificationNetwork, path: Path) -> list[str]:
+    """Start from the weights of a run, without its optimiser and step. All or nothing is changed.
+
+    Args:
+        network: of the same architecture; vocabularies may differ where the classifier learns vectors of them.
+
+    Returns:
+        Names of the vocabularies that the run has learnt nothing of.
+
+    Raises:
+        UserError: as `read_checkpoint`; or it is of another network, with the first differences.
+    """
+    state = {
+        name.removeprefix("network."): tensor
+        for name, tensor in read_checkpoint(path).state_dict.items()
+        if name.startswith("network.")
+    }
+    head = network.classifier
+    lacking = head.align(state, "classifier.") if isinstance(head, TextClassifier) else []
+    own = network.state_dict()
+    wrong = [f"{name} is missing" for name in own.keys() - state.keys()]
+    wrong += [f"no place for {name}" for name in state.keys() - own.keys()]
+    wrong += [
+        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if state[name].shape != own[name].shape
+    ]
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:3])
+        raise UserError(f"{path}: of another network than the configuration's, {len(wrong)} tensors differ: {shown}")
+    network.load_state_dict(state)
+    return lacking
 
 
 def _read_file(path: Path) -> Any:

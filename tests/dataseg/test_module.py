@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from dataseg.losses import Criterion
 from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import ClassEmbeddings, ClassSpec, DatasetSpec, UserError, Vocabulary
+from dataseg.training_checkpoint import load_run
 
 
 class Text:
@@ -47,6 +48,28 @@ def test_what_is_learnt_by_name_needs_names_of_its_own(option):
         with pytest.raises(UserError, match="rename them"):
             make({"a": vocabulary(first, "dog"), "b": vocabulary(second, "cat")}, **option)
     make({"a": vocabulary("mine", "dog"), "b": vocabulary("yours", "cat")}, **option)
+
+
+@pytest.mark.parametrize("option", [{}, {"classifier": "learnt"}])
+def test_weights_of_a_run_are_started_from(tmp_path, option):
+    before = make({"a": vocabulary("mine", "dog")}, **option)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(1.0)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": before.state_dict(), "vocabularies": {}, "global_step": 3}, path)
+    after = make({"a": vocabulary("mine", "dog"), "b": vocabulary("yours", "cat")}, weights=path, **option)
+    state = after.network.state_dict()
+    assert all(state[name].equal(value) for name, value in before.network.state_dict().items())
+    assert set(state) - set(before.network.state_dict()) == (
+        {"classifier.class_vectors.yours.weight"} if option else set()
+    )
+    with pytest.raises(
+        UserError, match=r"last\.ckpt: of another network than the configuration's, \d+ tensors differ: "
+    ):
+        load_run(tiny.network(hidden_dim=64), path)
+    with pytest.raises(UserError, match="does not have"):
+        make({"a": vocabulary("mine", "dog")}, weights=path, classifier="linear")
 
 
 def test_any_name_will_do_for_text():
