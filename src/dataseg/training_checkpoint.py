@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def load_run(network: MaskClassificationNetwork, path: Path) -> list[str]:
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
+    if not zipfile.is_zipfile(path):  # what torch.save writes
+        raise UserError(f"{path}: damaged or no checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
