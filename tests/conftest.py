@@ -3,7 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile(
+    "fixed", derandomize=True
+)  # the same examples each time; others: --hypothesis-profile=default
+settings.load_profile("fixed")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 torch.set_num_threads(1)  # tests run side by side
 

@@ -52,7 +52,8 @@ class Dots:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers; the first is at most ``low``, the last at least ``high``."""
     largest = max(abs(low), abs(high))
-    span = high - low if high - low > 1e-6 * largest else largest or 1.0
+    span = high - low if high - low > 1e-6 * largest else largest
+    span = span if span > 1e-300 else 1.0  # nothing, or too little to be divided
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)

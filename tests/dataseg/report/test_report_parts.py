@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from fake_suite import write_events
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,6 +32,8 @@ def _quote(match: re.Match) -> str:
 
 @settings(deadline=None, max_examples=50)
 @given(finite, finite)
+@example(0.0, 5e-324)
+@example(-1e-310, 1e-310)
 def test_ticks_hold_the_values_and_are_few(a, b):
     low, high = min(a, b), max(a, b)
     found = ticks(low, high)
