@@ -247,7 +247,7 @@ def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Count
     """
     count = len(target)
     runs = Runs.of(ids_HW)
-    present = np.bincount(runs.values + 1, minlength=count + 1)[1:] > 0
+    present = runs.pixels(count) > 0
     crowd = np.zeros(count, dtype=bool) if target.is_crowd is None else target.is_crowd.numpy()
     kept = np.flatnonzero(present & ~crowd)
     if len(kept) < count:

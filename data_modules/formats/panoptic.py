@@ -113,17 +113,15 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
 
 def count_missing(target: SegmentMap) -> SegmentMap:
     """Areas that the file does not state, counted in the map."""
-    runs = Runs.of(target.ids.numpy())
-    counted = np.bincount(runs.values + 1, weights=runs.lengths, minlength=len(target) + 1)[1:].astype(np.int64)
     assert target.areas is not None
-    areas = torch.where(target.areas == NOT_STATED, torch.from_numpy(counted), target.areas)
-    return replace(target, areas=areas)
+    counted = torch.from_numpy(Runs.of(target.ids.numpy()).pixels(len(target)))
+    return replace(target, areas=torch.where(target.areas == NOT_STATED, counted, target.areas))
 
 
 def recount_areas(target: SegmentMap) -> SegmentMap:
     """Areas counted in the map; segments without a pixel left out."""
     runs = Runs.of(target.ids.numpy())
-    areas = np.bincount(runs.values + 1, weights=runs.lengths, minlength=len(target) + 1)[1:].astype(np.int64)
+    areas = runs.pixels(len(target))
     kept = np.flatnonzero(areas)
     table = np.full(len(target) + 1, VOID, dtype=runs.values.dtype)
     table[kept] = np.arange(len(kept))

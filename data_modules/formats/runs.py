@@ -28,6 +28,10 @@ class Runs(NamedTuple):
         starts = np.concatenate([np.zeros(min(1, len(flat)), dtype=np.int64), inner])
         return cls(flat[starts], np.diff(starts, append=len(flat)), (map_HW.shape[0], map_HW.shape[1]))
 
+    def pixels(self, count: int) -> NDArray[np.int64]:
+        """Pixels of each of the values ``0..count-1``, int64 ``[count]``, in a map that has no others but -1 (void)."""
+        return np.bincount(self.values + 1, self.lengths, count + 1)[1:].astype(np.int64)
+
     def filled(self, values_R: NDArray[Any]) -> NDArray[Any]:
         """The map with other values, contiguous ``[H, W]``."""
         return np.repeat(values_R, self.lengths).reshape(self.shape)
