@@ -302,7 +302,7 @@ def main() -> None:
     use_one_core()
     settings = {"size": SIZE, "scale_range": SCALES, "seeds": options.seeds, "repeats": options.repeats}
     report = Report(
-        "data", settings, ("torchvision", "pillow", "opencv-python-headless", "pyarrow", "pycocotools", "numpy")
+        "data", settings, ("torchvision", "pillow", "opencv-python-headless", "kornia_rs", "pyarrow", "pycocotools", "numpy")
     )
     if options.only != "index":
         bench_pipeline(report, options.coco, options.split, options.seeds, options.repeats)

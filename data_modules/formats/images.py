@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +24,7 @@ MAX_PIXELS = 120_000_000
 _TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 # their names notwithstanding: with IMREAD_COLOR_RGB beside them, they are smaller and in colour
+_PNG_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # PNG's colour types, as kornia-rs names what it makes of them
 
 
 class Header(NamedTuple):
@@ -33,6 +35,7 @@ class Header(NamedTuple):
     is_palette: bool
     is_complete: bool
     grey_step: int = 1  # what OpenCV multiplies grey values of fewer than 8 bits by
+    png_mode: str = ""  # mono, rgb or rgba: of a whole PNG with 8 bits and no palette
 
 
 def stated_size(image: dict[str, Any]) -> tuple[int, int]:
@@ -104,7 +107,7 @@ def read_mask(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.boo
         UserError: as `read_image`.
     """
     values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size)
-    inside: NDArray[np.bool_] = np.any(np.atleast_3d(values)[..., :3], axis=2)
+    inside: NDArray[np.bool_] = np.any(np.atleast_3d(values), axis=2)
     return inside
 
 
@@ -122,7 +125,7 @@ def decode_rgb_ids(content: bytes, what: str, size: tuple[int, int] | None) -> N
     colors = _decode_map(content, what, size)
     if colors.ndim != 3 or colors.dtype != np.uint8:
         raise UserError(f"{what} is not an 8-bit RGB file, as panoptic maps are")
-    rgba = cv2.cvtColor(colors[..., :3], cv2.COLOR_BGR2RGBA)
+    rgba = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA)
     ids: NDArray[np.uint32] = rgba.view("<u4")[..., 0]  # little-endian: R is the lowest byte, alpha the highest
     return ids
 
@@ -135,6 +138,7 @@ def _content(path: Path, dataset: str) -> bytes:
 
 
 def _decode_map(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency."""
     header = _checked(content, what)
     if size is not None and header.size != tuple(size):
         raise UserError(
@@ -143,7 +147,12 @@ def _decode_map(content: bytes, what: str, size: tuple[int, int] | None) -> NDAr
     if header.is_palette:  # the indices; OpenCV would give the palette's colours
         indices: NDArray[Any] = _with_pillow(content, what, np.asarray)
         return indices
+    if header.png_mode:  # three times as fast as OpenCV, whose zlib takes most of its time
+        values = _decode_png(content, what, header)
+        return values[..., 0] if header.png_mode == "mono" else np.ascontiguousarray(values[..., :3])
     values = _decode(content, what, cv2.IMREAD_UNCHANGED)
+    if values.ndim == 3:
+        return np.ascontiguousarray(values[..., 2::-1])
     return values // header.grey_step if header.grey_step > 1 else values
 
 
@@ -174,6 +183,14 @@ def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
     return array
 
 
+def _decode_png(content: bytes, what: str, header: Header) -> NDArray[np.uint8]:
+    try:
+        values: NDArray[np.uint8] = decode_image_png_u8(content, header.size, header.png_mode)
+    except Exception as error:  # kornia-rs raises no other
+        raise UserError(f"{what} is not a readable image ({error})") from error
+    return values
+
+
 def _with_pillow(content: bytes, what: str, use: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -188,7 +205,9 @@ def read_header(content: bytes) -> Header | None:
         columns, rows = struct.unpack(">II", content[16:24])
         bits, color = content[24:26]
         step = 255 // (2**bits - 1) if color == 0 and bits in (1, 2, 4) else 1
-        return Header("PNG", (rows, columns), color == 3, content[-8:-4] == b"IEND", step)
+        ends = content[-8:-4] == b"IEND"
+        mode = _PNG_MODES.get(color, "") if bits == 8 and ends else ""
+        return Header("PNG", (rows, columns), color == 3, ends, step, mode)
     if content.startswith(b"\xff\xd8"):
         return _jpeg_header(content)
     return None

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import struct
@@ -32,7 +33,7 @@ from data_modules import (
 )
 from data_modules.formats.detection import clean_boxes
 from data_modules.formats.files import inside
-from data_modules.formats.images import read_image, read_labels
+from data_modules.formats.images import decode_labels, decode_rgb_ids, read_image, read_labels
 from data_modules.formats.panoptic import rows_of_colors
 from data_modules.vocabularies import OwnClass
 from dataseg.structures import VOID, UserError
@@ -399,6 +400,33 @@ def test_grey_label_maps_of_few_bits_keep_their_values(tmp_path, bits):
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     assert (read_labels(path, "x", (2, values.shape[1])) == values).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("ending", [b"", b"more"])
+def test_png_maps_are_what_pillow_reads(mode, ending):
+    depth = np.uint16 if mode == "I;16" else np.uint8
+    shape = (7, 5) if len(mode) == 1 or depth == np.uint16 else (7, 5, len(mode))
+    values = np.random.default_rng(0).integers(0, np.iinfo(depth).max, shape, depth, endpoint=True)
+    image = Image.fromarray(values if mode != "P" else values % 16)
+    if mode == "P":
+        image.putpalette(list(range(48)))
+    file = io.BytesIO()
+    image.save(file, "PNG", **({"transparency": (1, 2, 3)} if mode == "RGB" else {}))
+    content = file.getvalue() + ending  # bytes after the end are allowed
+    assert Image.open(io.BytesIO(content)).mode == mode
+
+    if len(shape) == 2:
+        labels = decode_labels(content, "x", (7, 5))
+        assert (labels == np.asarray(image)).all()
+        assert labels.dtype == depth
+    else:
+        with pytest.raises(UserError, match="x is not a label map"):
+            decode_labels(content, "x", (7, 5))
+    if mode in ("RGB", "RGBA"):
+        red, green, blue = np.asarray(image)[..., :3].astype(int).transpose(2, 0, 1)
+        ids = decode_rgb_ids(content, "x", (7, 5)) & 0xFFFFFF
+        assert (ids == red + 256 * green + 65536 * blue).all()
 
 
 def test_own_label_maps_say_what_they_leave_out(tmp_path):
