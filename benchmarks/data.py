@@ -37,11 +37,11 @@ import torch
 from _common import Report, ratio, side_by_side
 from PIL import Image
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from data_modules import CocoPanoptic
+from data_modules.formats.images import read_image, read_rgb_ids
 from data_modules.streams import TrainView
 from data_modules.transforms import TrainTransform
 from dataseg.structures import PADDING_RGB, SegmentMap
@@ -85,7 +85,7 @@ class Masks:
     """The usual way: decode, one mask a segment, flip, resize, pad, crop; then empty masks are dropped.
 
     Args:
-        lean: torchvision's decoders, ids of 32 bits and masks of uint8, which it resizes quicker. Otherwise as EoMT
+        lean: our readers, ids of 32 bits and masks of uint8, which torchvision resizes quicker. Otherwise as EoMT
             (github.com/tue-mps/eomt, 2026-07) does: Pillow's decoders, ids of 64 bits, those that occur, masks of bool.
         cut_first: cut the window before resizing it, where the usual order resizes all of it first.
     """
@@ -103,26 +103,29 @@ class Masks:
     def __call__(self, index: int, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Image ``[3, 640, 640]``, masks ``[K, 640, 640]`` and the category of each."""
         image_path, labels_path, segments = self.samples[index]
-        image = tv_tensors.Image(self._decoded(image_path))
-        colors = self._decoded(labels_path).to(torch.int32 if self.lean else torch.int64)
-        ids = colors[0] + 256 * colors[1] + 65536 * colors[2]
+        image, ids = self._read(image_path, labels_path)
         segments = [s for s in segments if not s["iscrowd"]]
         if not self.lean:
             present = set(ids.unique().tolist())
             segments = [s for s in segments if s["id"] in present]
         found = torch.stack([ids == s["id"] for s in segments])
         masks = tv_tensors.Mask(found.to(torch.uint8) if self.lean else found)
-        moved = [self._move(part, plan) for part in (image, masks)]
+        moved = [self._move(part, plan) for part in (tv_tensors.Image(image), masks)]
         kept = moved[1].flatten(1).any(1)
         categories = [s["category_id"] for s, keep in zip(segments, kept.tolist(), strict=True) if keep]
         return moved[0], moved[1][kept], categories
 
-    def _decoded(self, path: Path) -> torch.Tensor:
-        """Uint8 ``[3, H, W]``."""
+    def _read(self, image_path: Path, labels_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image, uint8 ``[3, H, W]``, and segment ids ``[H, W]``."""
         if self.lean:
-            return decode_image(read_file(str(path)), ImageReadMode.RGB)
-        with Image.open(path) as file:
-            return functional.pil_to_tensor(file.convert("RGB"))
+            image = torch.from_numpy(read_image(image_path, "lean"))
+            ids = read_rgb_ids(labels_path, "lean", (image.shape[0], image.shape[1])) & 0xFFFFFF
+            return image.permute(2, 0, 1).contiguous(), torch.from_numpy(ids.view(np.int32))
+        with Image.open(image_path) as file:
+            pixels = functional.pil_to_tensor(file.convert("RGB"))
+        with Image.open(labels_path) as file:
+            colors = functional.pil_to_tensor(file.convert("RGB")).to(torch.int64)
+        return pixels, colors[0] + 256 * colors[1] + 65536 * colors[2]
 
     def _move(self, part: Any, plan: Plan) -> Any:
         is_mask = isinstance(part, tv_tensors.Mask)
@@ -186,7 +189,7 @@ def bench_pipeline(report: Report, root: Path, split: str, seeds: int, repeats: 
     report.add_medians("training pipeline, images a second on one core", rates)
     ratios = {
         "pipeline_vs_masks": ("masks", "time of binary masks as EoMT makes them / ours"),
-        "pipeline_vs_lean_masks": ("lean masks", "the same with quicker decoders, ids of 32 bits, masks of uint8"),
+        "pipeline_vs_lean_masks": ("lean masks", "the same with our readers, ids of 32 bits, masks of uint8"),
         "pipeline_vs_lean_masks_cut_first": ("lean masks, cut first", "and with the window cut before the resizing"),
     }
     for name, (contender, meaning) in ratios.items():
@@ -301,9 +304,8 @@ def main() -> None:
     options = parser.parse_args()
     use_one_core()
     settings = {"size": SIZE, "scale_range": SCALES, "seeds": options.seeds, "repeats": options.repeats}
-    report = Report(
-        "data", settings, ("torchvision", "pillow", "opencv-python-headless", "kornia_rs", "pyarrow", "pycocotools", "numpy")
-    )
+    peers = ("torchvision", "pillow", "opencv-python-headless", "kornia_rs", "pyarrow", "pycocotools", "numpy")
+    report = Report("data", settings, peers)
     if options.only != "index":
         bench_pipeline(report, options.coco, options.split, options.seeds, options.repeats)
     if options.only != "pipeline":
