@@ -53,7 +53,7 @@ class Experiment(CoTrainingCLI):
         """Only the data."""
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
-        data = parser.instantiate_classes(Namespace(data=self.config["data"])).data  # type: ignore[no-untyped-call]
+        data = parser.instantiate(Namespace(data=self.config["data"])).data  # type: ignore[no-untyped-call]
         if not isinstance(data, CoTraining):
             raise UserError(f"data.class_path must be data_modules.CoTraining, not {type(data).__name__}")
         self.data = data
@@ -78,7 +78,7 @@ class Experiment(CoTrainingCLI):
         parser.add_class_arguments(TextEmbeddings, "text")
         config = self.config["model"]["text"]
         arguments = config.init_args if hasattr(config, "init_args") else config
-        text: TextEmbeddings = parser.instantiate_classes(Namespace(text=arguments)).text  # type: ignore[no-untyped-call]
+        text: TextEmbeddings = parser.instantiate(Namespace(text=arguments)).text  # type: ignore[no-untyped-call]
         return text
 
 

@@ -41,7 +41,7 @@ def test_no_yaml_is_forgotten():
 def test_reader(path: Path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Reader, "reader")
-    reader = parser.instantiate_classes(parser.parse_args([f"--reader={path}"])).reader
+    reader = parser.instantiate(parser.parse_args([f"--reader={path}"])).reader
     assert isinstance(reader, Reader)
     assert len(reader.vocabulary) > 1
 
@@ -52,7 +52,7 @@ def test_model(path: Path):
     parser.add_class_arguments(CoTrainedSegmenter, "model", skip={"datasets"}, instantiate=False)
     config = parser.parse_args([f"--model={path}", "--model.network.backbone.pretrained=false"])
     with torch.device("meta"):  # ViT-L is large, and only its construction is of interest
-        model = parser.instantiate_classes(Namespace(model=config.model)).model
+        model = parser.instantiate(Namespace(model=config.model)).model
     assert sum(p.numel() for p in model["network"].parameters()) > 1e5
 
 
@@ -73,7 +73,7 @@ def build(key: str, config: Namespace):
         parser.add_subclass_arguments(pl.LightningDataModule, "data")
     else:
         parser.add_argument("--callbacks", type=list[pl.Callback])
-    return parser.instantiate_classes(Namespace(**{key: config}))[key]
+    return parser.instantiate(Namespace(**{key: config}))[key]
 
 
 def parse(paths: list[Path], *more: str) -> Parsed:
@@ -130,7 +130,7 @@ def test_method_overlay_is_built_on(path: Path, experiment: str):
     config.network.init_args.backbone.init_args.pretrained = False
     del config["text"]
     with torch.device("meta" if experiment == "r50_all" else "cpu"):
-        parts = parser.instantiate_classes(Namespace(model=config)).model
+        parts = parser.instantiate(Namespace(model=config)).model
         text = random_vectors(parts["network"].classifier.text_dim)
         model = CoTrainedSegmenter(**parts, text=text, datasets=data.specs)
     assert sum(p.numel() for p in model.parameters()) > 1e5
@@ -145,7 +145,9 @@ def test_evaluation_overlay_names_every_set_of_the_experiment(path: Path):
     assert {name: overlaid.vocabularies[name] for name in plain.val_names} == plain.vocabularies
 
 
-@pytest.mark.parametrize("wrong", ["--trainer.max_stepz=3", "--data.ratioz.ade=1", "--model.network.querys=1"])
+@pytest.mark.parametrize(
+    "wrong", ["--trainer.max_stepz=3", "--trainer.max_step=3", "--data.ratioz.ade=1", "--model.network.querys=1"]
+)
 def test_misspelt_overrides_are_refused(wrong: str, capsys):
     with pytest.raises((SystemExit, ValueError)) as stop:
         parse([CONF / "exp" / "mini_all.yaml"], wrong)

@@ -34,6 +34,10 @@ class CoTrainingCLI(LightningCLI):
 
     _step: int | None = None  # that is resumed after
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Of option names in full: a misspelled ``--trainer.max_step`` is refused, not taken for the next longer."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the arguments, with what their configuration files extend; a checkpoint must be one."""
         if args is None or isinstance(args, list):
@@ -71,7 +75,7 @@ class CoTrainingCLI(LightningCLI):
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
-        data = parser.instantiate_classes(config).data
+        data = parser.instantiate(config).data
         data.require_files(self.subcommand)
 
     def _resume(self) -> None:

@@ -156,7 +156,7 @@ def instantiate(base: type, section: Mapping[str, Any], where: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--section", type=base)
     try:
-        return parser.instantiate_classes(parser.parse_object({"section": dict(section)})).section
+        return parser.instantiate(parser.parse_object({"section": dict(section)})).section
     except ArgumentError as error:
         reason = " ".join(str(error).split())[:600]
         raise UserError(f"{where} cannot be built: {reason}. Was it written by another version?") from error

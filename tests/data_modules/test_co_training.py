@@ -359,7 +359,7 @@ def test_configuration_by_yaml(fake_root, tmp_path: Path):
     parser.add_class_arguments(CoTraining, "data", sub_configs=True)  # as LightningCLI does
     overrides = ["--data.train.coco.root=coco", "--data.ratios.coco=2", f"--data.root={fake_root}"]
     config = parser.parse_args([f"--cfg={tmp_path / 'all.yaml'}", *overrides])
-    data = parser.instantiate_classes(config).data
+    data = parser.instantiate(config).data
     assert data.ratios == {"ade": 1, "coco": 2}
     data.setup("fit")
     assert len(data.train_readers["coco"]) == 6

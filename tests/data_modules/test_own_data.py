@@ -100,7 +100,7 @@ def test_one_yaml_file_is_all_it_takes(tmp_path):
     parser = ArgumentParser()
     parser.add_class_arguments(CoTraining, "data", sub_configs=True)
     config = parser.parse_args([f"--data={tmp_path / 'mine.yaml'}", f"--data.root={tmp_path}"])
-    data = parser.instantiate_classes(config).data
+    data = parser.instantiate(config).data
     data.setup("fit")
     assert data.vocabularies["mine"].names == ["person", "rug", "cat"]
     assert data.train_tasks == {"mine": Task.PANOPTIC}
@@ -351,4 +351,4 @@ def test_the_guide_is_right(tmp_path, monkeypatch):
     for block in blocks[1:]:
         parser = ArgumentParser()
         parser.add_subclass_arguments(Reader, "reader")
-        parser.instantiate_classes(parser.parse_object({"reader": yaml.safe_load(block)}))
+        parser.instantiate(parser.parse_object({"reader": yaml.safe_load(block)}))

@@ -282,8 +282,7 @@ def test_it_is_built_from_yaml(tmp_path):
             "templates": "clip",
         },
     }
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    text = instantiate(parser.parse_object({"text": config})).text
+    text = parser.instantiate(parser.parse_object({"text": config})).text
     assert isinstance(text.encoder, OpenClipText)
     assert text.encoder.model == "ViT-B-32"
     assert text.cache == tmp_path / "t.safetensors"

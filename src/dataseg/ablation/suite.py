@@ -127,7 +127,7 @@ def load(path: Path | str) -> Suite:
         config = parser.parse_args([f"--suite={path}", f"--suite.name={path.stem}"])
     except Exception as error:  # jsonargparse raises several types
         raise UserError(f"{path}: {error}") from error
-    suite: Suite = parser.instantiate_classes(config).suite
+    suite: Suite = parser.instantiate(config).suite
     for table in suite.tables:
         names = {row.name for row in table.rows}
         for metric, baseline in table.baselines.items():
