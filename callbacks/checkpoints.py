@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
             return
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
         self.best_model_path = str(self._folder / BEST) if (self._folder / BEST).exists() else ""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.glob(".*.tmp"):
                 remove(leftover)
@@ -224,6 +224,8 @@ class Checkpoints(Checkpoint):
         """
         step = trainer.global_step
         _require_finite(trainer, pl_module)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
         error = self._write(trainer, step, best)
         self._saved_at = time.monotonic()
         if trainer.strategy.reduce_boolean_decision(error is None, all=True):
@@ -290,7 +292,8 @@ def _require_finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _validates(trainer: pl.Trainer) -> bool:
-    return bool(trainer.enable_validation and sum(trainer.num_val_batches))
+    """By batches, that is: ``fast_dev_run``, which writes nothing, validates after its only epoch."""
+    return bool(trainer.enable_validation and sum(trainer.num_val_batches) and not trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _validation_follows(trainer: pl.Trainer, step: int) -> bool:

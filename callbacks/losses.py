@@ -32,11 +32,17 @@ class LossCurves(pl.Callback):
             for name, value in terms.items():
                 self._values[f"loss/{dataset}/{name}"].append(value)
             self._values[f"loss/{dataset}/total"].append(torch.stack(list(terms.values())).sum())
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logged(trainer, batch_idx):
             means = {key: float(torch.stack(_together(values)).mean()) for key, values in self._values.items()}
             self._values.clear()
             for logger in trainer.loggers:
                 logger.log_metrics(means, step=trainer.global_step)
+
+
+def is_logged(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a batch was the last of a step that ``log_every_n_steps`` falls on."""
+    ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return ends_step and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
 
 
 def _together(values: list[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from callbacks.losses import is_logged
 from dataseg.structures import UNREADABLE
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Throughput(pl.Callback):
                 self._images[name] += len(part) * trainer.world_size
                 counts = {key: n for key, n in part.counts.items() if not key.startswith(UNREADABLE)}
                 self._dropped.update({f"dropped/{name}/{reason}": n for reason, n in counts.items()})
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logged(trainer, batch_idx):
             self._log(trainer)
         self._step_ended = time.perf_counter()
 

@@ -253,3 +253,8 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
 def test_state_is_plain(tmp_path):
     callback = Checkpoints()
     assert json.loads(json.dumps(callback.state_dict())) == {"best": None}
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    fit(tmp_path, Checkpoints(), fast_dev_run=True)
+    assert not (tmp_path / resume.FOLDER).exists()

@@ -49,6 +49,7 @@ def trainer(tmp_path):
         is_global_zero=True,
         log_dir=str(tmp_path),
         log_every_n_steps=1,
+        accumulate_grad_batches=1,
         callbacks=[],
         callback_metrics={},
         loggers=[Logger()],
@@ -138,12 +139,22 @@ def test_loss_curves_are_means_over_the_data_sets_own_steps(trainer):
     for step, (dataset, value) in enumerate([("ade", 1.0), ("coco", 5.0), ("ade", 2.0), ("ade", 4.0)], start=1):
         trainer.global_step = step
         outputs = {"terms": {dataset: {"mask": torch.tensor(value), "dice": torch.tensor(1.0)}}}
-        curves.on_train_batch_end(trainer, Module(), outputs, None, step)
+        curves.on_train_batch_end(trainer, Module(), outputs, None, step - 1)
     (first_step, first), (second_step, second) = trainer.loggers[0].values
     assert (first_step, second_step) == (2, 4)
     assert first == {"loss/ade/mask": 1, "loss/ade/dice": 1, "loss/ade/total": 2, "loss/coco/mask": 5,
                      "loss/coco/dice": 1, "loss/coco/total": 6}  # fmt: skip
     assert second == {"loss/ade/mask": 3, "loss/ade/dice": 1, "loss/ade/total": 4}  # nothing old of coco
+
+
+def test_loss_of_accumulated_batches_is_logged_once_a_step(trainer):
+    curves = LossCurves()
+    trainer.log_every_n_steps, trainer.accumulate_grad_batches = 2, 3
+    for number in range(12):
+        trainer.global_step = (number + 1) // 3  # stays what it was until the last batch of a step
+        outputs = {"terms": {"ade": {"mask": torch.tensor(float(number))}}}
+        curves.on_train_batch_end(trainer, Module(), outputs, None, number)
+    assert [(step, means["loss/ade/mask"]) for step, means in trainer.loggers[0].values] == [(2, 2.5), (4, 8.5)]
 
 
 def test_throughput_reports_sampling_and_what_was_dropped(trainer):

@@ -251,7 +251,10 @@ def test_replaced_samples_are_listed_at_the_end(caplog):
 def test_waiting_for_data_is_warned_of(caplog, monkeypatch):
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    callback, trainer = Throughput(), SimpleNamespace(global_step=1, log_every_n_steps=1, world_size=1, loggers=[])
+    callback, trainer = (
+        Throughput(),
+        SimpleNamespace(global_step=1, log_every_n_steps=1, accumulate_grad_batches=1, world_size=1, loggers=[]),
+    )
     callback.on_train_start(trainer, None)
     batch = next(iter(Data()))
     for wait in [1.0, 1.0, 0.1, 1.0, 1.0]:
