@@ -87,7 +87,7 @@ class TimmBackbone(Backbone):
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if output_norm else None
         self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         self._divisor = _patch_divisor(probe)
-        self._undecayed = {key.split(".")[-1] for key in getattr(probe, "no_weight_decay", set)()}
+        self._undecayed = tuple(_flat(key) for key in getattr(probe, "no_weight_decay", set)())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`; sizes that patches do not divide are filled up with zeros, the mean colour."""
@@ -104,8 +104,13 @@ class TimmBackbone(Backbone):
         return maps
 
     def no_weight_decay(self) -> set[str]:
-        """What timm says of the model; by the last part of the names, since taking features renames the first."""
-        return {name for name, _ in self.named_parameters() if name.split(".")[-1] in self._undecayed}
+        """What timm says of the whole model."""
+        return {name for name, _ in self.named_parameters() if _flat(name).endswith(self._undecayed)}
+
+
+def _flat(parameter: str) -> str:
+    """A name as it ends whether features are taken or not, which makes ``layers.0`` ``model.layers_0``."""
+    return "_" + parameter.replace(".", "_")
 
 
 def _stride_indices(name: str, probe: Any) -> list[int]:

@@ -97,11 +97,16 @@ def test_swin_pads_before_it_shifts():
             torch.testing.assert_close(a, b.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_swin_bias_tables_take_no_weight_decay():
-    backbone = TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False)
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "twins_pcpvt_small"])
+def test_timm_says_what_takes_no_weight_decay(name):
+    backbone = TimmBackbone(name, pretrained=False)
     names = backbone.no_weight_decay()
-    assert len(names) == 12
+    assert len(names) == len(timm.create_model(name, pretrained=False).no_weight_decay()) > 0
     assert names <= {name for name, _ in backbone.named_parameters()}
+
+
+def test_learning_rate_is_one_for_all():
+    backbone = TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False)
     assert backbone.lr_scale("model.patch_embed.proj.weight") == 1.0
 
 
