@@ -19,6 +19,7 @@ CELL = 320
 
 def grid(reader: Reader, indices: Sequence[int], columns: int = 4) -> ImageArray:
     """Images with their targets drawn, side by side; ones that cannot be read stay black. Uint8 ``[H, W, 3]``, RGB."""
+    columns = max(1, min(columns, len(indices)))
     rows = -(-len(indices) // columns)
     canvas = np.zeros((rows * CELL, columns * CELL, 3), dtype=np.uint8)
     for place, index in enumerate(indices):
