@@ -128,13 +128,19 @@ class CoTraining(LightningDataModule):
             if reader.gives == "map" and reader.tasks[0] is Task.INSTANCE:
                 raise UserError(
                     f"data.train.{name}: {reader.title} is trained by the first of its tasks, and a map says of stuff"
-                    " only that it is no instance: put panoptic first, as in tasks: [panoptic, instance]"
+                    " only that it is no instance: train it as tasks: [panoptic]"
                 )
             if reader.gives == "masks" and reader.tasks[0] is Task.SEMANTIC:
                 raise UserError(f"data.train.{name}: {reader.title} has masks that may overlap: its task is instance")
         for name, reader in self._val.items():
             if reader.gives == "boxes":
                 raise UserError(f"data.val.{name}: {reader.title} has boxes only, no metric here can score them")
+            if reader.gives == "map" and Task.INSTANCE in reader.tasks:
+                raise UserError(
+                    f"data.val.{name}: {reader.title} has maps, and mask AP is scored against masks that may overlap:"
+                    " leave instance out of its tasks, and evaluate on the instance annotations as a data set of their"
+                    " own, as in conf/data/coco_instances_val.yaml"
+                )
             if reader.gives == "masks" and set(reader.tasks) != {Task.INSTANCE}:
                 raise UserError(f"data.val.{name}: {reader.title} has masks that may overlap: its task is instance")
             other = self.train_readers.get(name)

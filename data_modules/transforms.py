@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.formats.base import ImageArray
+from data_modules.formats.detection import MIN_SIDE
 from data_modules.formats.runs import Runs
 from dataseg.preprocess import EvaluationSize, resize, to_tensor
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
@@ -193,13 +194,18 @@ class TrainTransform:
     def _masks(self, image: ImageArray, target: InstanceMasks, seed: int) -> tuple[Tensor, Target, Counts]:
         """Crowds stay crowds, and what has no mask keeps its box: nothing may be learnt there."""
         known = [k for k, rle in enumerate(target.rles) if rle is not None]
-        unknown = [k for k, rle in enumerate(target.rles) if rle is None] if target.boxes is not None else []
+        clipped = torch.zeros(0, 4)
+        unknown: list[int] = []
+        if target.boxes is not None:
+            rows, columns = target.size
+            clipped = target.boxes.float().clamp(min=0).minimum(torch.tensor([columns, rows, columns, rows]))
+            solid = (clipped[:, 2:] - clipped[:, :2] >= MIN_SIDE).all(dim=1).tolist()
+            unknown = [k for k, rle in enumerate(target.rles) if rle is None and solid[k]]
         data: dict[str, Any] = {"image": image}
         if known:
             data["masks"] = np.stack([coco_mask.decode(target.rles[k]) for k in known])
         if unknown:
-            assert target.boxes is not None
-            data["bboxes"] = self._on_image(target.boxes[unknown].float(), image)
+            data["bboxes"] = self._on_image(clipped[unknown], image)
         out = self._run(self._box_pipeline if unknown else self._pipeline, seed, **data)
         masks = np.zeros((len(known), self.size, self.size), dtype=np.uint8)
         rows, columns = out["image"].shape[:2]

@@ -226,7 +226,7 @@ def test_training_batches(fake_root):
 def test_tasks_that_targets_do_not_determine_are_refused(fake_root):
     wrong = {
         "train": [CocoPanoptic(tasks=["instance"]), CocoInstances(tasks=["semantic"])],
-        "val": [CocoInstances(tasks=["semantic"])],
+        "val": [CocoInstances(tasks=["semantic"]), CocoPanoptic(tasks=["panoptic", "instance"])],
     }
     for part, readers in wrong.items():
         for reader in readers:

@@ -340,10 +340,8 @@ def test_the_guide_is_right(tmp_path, monkeypatch):
         else:
             shutil.make_archive(str(base / "val"), "zip", made / "annotations/panoptic_x")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiment.yaml").write_text(
-        blocks[0].replace("../model/r50.yaml", str(root / "conf/model/mini.yaml"))
-    )
-    experiment = Experiment({}, [f"--config={root / 'conf/base.yaml'}", "--config=experiment.yaml"])
+    (tmp_path / "experiment.yaml").write_text(blocks[0].replace("../", f"{root}/conf/").replace("r50", "mini"))
+    experiment = Experiment({}, ["--config=experiment.yaml"])
     experiment.data.setup("fit")
     for reader in experiment.readers().values():
         assert len(reader) == 6

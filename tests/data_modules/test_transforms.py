@@ -203,7 +203,14 @@ def test_instances_without_a_mask_go_the_way_of_boxes(seed):
     rles = [coco_mask.encode(np.asfortranarray(target.ids.numpy() == k, dtype=np.uint8)) for k in range(2)]
     boxes = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [5, 5, 30, 25], [40, 10, 59, 39]])
     labels = torch.tensor([1, 2, 3, 4])
-    masks = InstanceMasks(rles=[*rles, None, None], labels=labels, size=(40, 60), boxes=boxes)
+    wrong = torch.tensor([[70.0, 5, 80, 9], [5, 5, 5, 9], [-9, -9, -1, -1]])  # beside the image, or without a width
+    masks = InstanceMasks(
+        rles=[*rles, *[None] * 5],
+        labels=torch.cat([labels, torch.tensor([5, 6, 7])]),
+        size=(40, 60),
+        boxes=torch.cat([boxes[:3], boxes[3:] + torch.tensor([0, 0, 9, 9]), wrong]),
+    )
+    boxes[3] = torch.tensor([40, 10, 60, 40])
     transform = TrainTransform(48, (0.5, 2.0))
     _, moved, _ = transform(image, masks, seed)
     _, alone, _ = transform(image, Boxes(xyxy=boxes[2:], labels=labels[2:]), seed)
