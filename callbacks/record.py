@@ -119,13 +119,14 @@ def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, A
 def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, str]]:
     text = pl_module.text_provenance
     return {
-        f"{dataset}.{task}": {**metric.convention, "text": text, **_views(pl_module.datasets[dataset], task)}
+        f"{dataset}.{task}": {**metric.convention, "text": text, **_input(pl_module.datasets[dataset], task)}
         for (dataset, task), metric in evaluation.metrics.items()
     }
 
 
-def _views(spec: DatasetSpec, task: Task) -> dict[str, str]:
-    return {"views": str(spec.views)} if task is Task.SEMANTIC else {}
+def _input(spec: DatasetSpec, task: Task) -> dict[str, str]:
+    """How the network sees an image."""
+    return {"resize": spec.resize} | ({"views": str(spec.views)} if task is Task.SEMANTIC else {})
 
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -175,8 +175,9 @@ class CoTraining(LightningDataModule):
         """Vocabulary and evaluated tasks of every data set; known before `setup`."""
         tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
         areas = {name: reader.areas for name, reader in self.val_readers.items()}
+        resize = str(self.eval_transform.size)
         return {
-            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views, areas.get(name, "stored"))
+            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views, areas.get(name, "stored"), resize)
             for name, vocabulary in self.vocabularies.items()
         }
 
@@ -257,6 +258,8 @@ class CoTraining(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             mixed=self.mixed,
         )
+        split = f"{trainer.world_size} x {trainer.accumulate_grad_batches} batches (processes x accumulated)"
+        rank_zero_info(f"effective batch: {schedule.batch_size} samples a step, in {split}")
         if schedule.batch_size != self.batch_size:
             shares = ", ".join(f"{name} {share}" for name, share in schedule.shares.items())
             rank_zero_info(

@@ -235,11 +235,11 @@ class EvaluationTransform:
     """
 
     def __init__(self, size: int, max_size: int) -> None:
-        self._size = EvaluationSize(size, max_size)
+        self.size = EvaluationSize(size, max_size)
 
     def __call__(self, image: ImageArray) -> Tensor:
         """Uint8 ``[H, W, 3]`` -> uint8 ``[3, H', W']``."""
-        return to_tensor(self._size.resize(image))
+        return to_tensor(self.size.resize(image))
 
 
 def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Counts]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from dataseg import optimization, sharding
 from dataseg.checkpoints import load_published
@@ -166,6 +167,13 @@ class CoTrainedSegmenter(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------- training
 
+    def on_train_start(self) -> None:
+        """A resumed run takes learning rates and weight decay from the configuration, not from the checkpoint."""
+        schedule = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
+        changes = optimization.configure(self.trainer.optimizers[0], schedule, self.optimizer_settings)
+        if changes and self.trainer.is_global_zero:
+            log.warning("the configuration's optimisation, not the checkpoint's: %s", "; ".join(changes))
+
     def on_train_batch_start(self, batch: dict[str, Batch | None], batch_idx: int) -> None:
         """Seed what the network draws itself (drop path, dropout) by step, so that a resumed run draws the same."""
         part = batch_idx % self.trainer.accumulate_grad_batches
@@ -269,6 +277,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         if total <= 0:
             raise UserError("trainer.max_steps must be set: runs are counted in steps, the data has no epochs")
         optimizer, schedule = optimization.build(self.network, total, self.optimization, self.places)
+        self.optimizer_settings = optimization.settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dataseg.structures import UserError
@@ -120,3 +120,24 @@ def build(
     """The optimiser and its schedule, to be stepped once per optimisation step; ``known``: see `parameter_groups`."""
     optimizer = AdamW(parameter_groups(network, options, known))
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
+
+
+def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What the configuration says of each parameter group, as `build` has put it there."""
+    return [{key: group[key] for key in ("name", "initial_lr", "weight_decay")} for group in optimizer.param_groups]
+
+
+def configure(optimizer: Optimizer, schedule: LambdaLR, wanted: list[dict[str, Any]]) -> list[str]:
+    """Put the configuration's `settings` in place of those that came with a checkpoint's optimiser state.
+
+    Returns:
+        what is different now, in words.
+    """
+    changes = []
+    for group, new, factor in zip(optimizer.param_groups, wanted, schedule.lr_lambdas, strict=True):
+        for key, what in (("initial_lr", "lr"), ("weight_decay", "weight decay")):
+            if group[key] != new[key]:
+                changes.append(f"{what} of {new['name']} {new[key]:g}, was {group[key]:g}")
+        group.update(new, lr=new["initial_lr"] * factor(schedule.last_epoch))
+    schedule.base_lrs = [new["initial_lr"] for new in wanted]
+    return changes

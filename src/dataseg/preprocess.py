@@ -34,6 +34,9 @@ class EvaluationSize:
         if not 0 < self.size <= self.max_size:
             raise UserError(f"need 0 < size <= max_size, got {self.size} and {self.max_size}")
 
+    def __str__(self) -> str:
+        return f"shorter side {self.size} px, longer at most {self.max_size} px"
+
     def __call__(self, rows: int, columns: int) -> tuple[int, int]:
         """(H', W') of an image of H x W."""
         scale = min(self.size / min(rows, columns), self.max_size / max(rows, columns))

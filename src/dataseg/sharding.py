@@ -116,9 +116,18 @@ class FlatSharded(_StatesByName, FSDPStrategy):
         return whole_weights(self.model, self.root_device)
 
     def wrap(self, network: MaskClassificationNetwork) -> FullyShardedDataParallel:
-        """Shard a network that lies on this rank's device; every rank must hold the same weights before."""
+        """Shard a network that lies on this rank's device; every rank must hold the same weights before.
+
+        Raises:
+            UserError: bfloat16 without a GPU: Lightning's autocast for FSDP1 is CUDA's.
+        """
         ours = {id(block) for block in blocks(network)}
         dtype = torch.bfloat16 if self.precision_plugin.precision.startswith("bf16") else None
+        if dtype and self.root_device.type != "cuda":
+            raise UserError(
+                f"STRATEGY=fsdp1 computes in {self.precision_plugin.precision} on GPUs only: take STRATEGY=fsdp, or"
+                " trainer.precision=32-true"
+            )
         policy = MixedPrecision(param_dtype=dtype, reduce_dtype=torch.float32) if dtype else None
         return FullyShardedDataParallel(
             network,

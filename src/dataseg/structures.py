@@ -209,12 +209,14 @@ class DatasetSpec:
         tasks: what it is evaluated by; empty for a set that is only trained on.
         views: how its semantic task looks at an image.
         areas: of its panoptic segments: "stored" as its files state them, or "recounted" in its maps.
+        resize: how its evaluation images are resized, in words; stands beside its figures.
     """
 
     vocabulary: Vocabulary
     tasks: tuple[Task, ...] = ()
     views: Views = Views()
     areas: Literal["stored", "recounted"] = "stored"
+    resize: str = ""
 
 
 @dataclass

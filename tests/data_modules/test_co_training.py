@@ -238,7 +238,7 @@ def test_tasks_that_targets_do_not_determine_are_refused(fake_root):
 def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):
     val = {
         "ade": AdeSemantic(split="validation"),
-        "coco": CocoPanoptic(split="val2017", tasks=["panoptic", "instance"]),
+        "coco": CocoPanoptic(split="val2017", tasks=["panoptic", "semantic"]),
         "coco_semantic": CocoSemantic133(split="val2017"),
         "ade_panoptic": AdePanoptic(),
         "o365": Objects365Instances(),
@@ -246,7 +246,7 @@ def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):
     data = make(fake_root, train={}, ratios={}, val=val)
     data.setup("validate")
     assert data.val_names == list(val)
-    assert data.tasks["coco"] == [Task.PANOPTIC, Task.INSTANCE]
+    assert data.tasks["coco"] == [Task.PANOPTIC, Task.SEMANTIC]
     for world_size in (1, 2, 4):
         seen: list[str] = []
         lengths = set()

@@ -427,6 +427,7 @@ def test_keys_of_the_command_line_reach_the_semantic_task_alone(suite, tmp_path,
     conventions = augmented["conventions"]
     assert conventions["ade.semantic"]["views"] == "scales 1, 1.5, mirrored too, windows of 64 px with overlap 0.333"
     assert "views" not in conventions["coco.panoptic"]
+    assert conventions["coco.panoptic"]["resize"] == "shorter side 64 px, longer at most 256 px"
 
 
 def test_views_without_a_semantic_task_are_a_mistake():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dataseg.optimization import Optimization, build, lr_factor, parameter_groups
+from dataseg.optimization import Optimization, build, configure, lr_factor, parameter_groups, settings
 
 
 class _Backbone(nn.Module):
@@ -74,3 +74,31 @@ def test_schedule_drives_the_optimizer():
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=r"lr|milestones"):
         Optimization(**bad)
+
+
+def test_a_checkpoints_optimizer_takes_the_configuration_that_is_asked_for():
+    def trained(options, steps, state=None):
+        network = _Network()
+        optimizer, schedule = build(network, 20, options)
+        wanted = settings(optimizer)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            schedule.load_state_dict(state[1])
+            changes.append(configure(optimizer, schedule, wanted))
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return optimizer, schedule
+
+    changes: list[list[str]] = []
+    old, new = Optimization(lr=1e-3, schedule="poly"), Optimization(lr=1e-4, schedule="poly", weight_decay=0.2)
+    for options in (old, new):
+        state = [part.state_dict() for part in trained(old, 7)]
+        optimizer, schedule = trained(options, 3, state)
+        whole, whole_schedule = trained(options, 10)
+        of = ("name", "lr", "initial_lr", "weight_decay")
+        assert [[g[k] for k in of] for g in optimizer.param_groups] == [[g[k] for k in of] for g in whole.param_groups]
+        assert schedule.get_last_lr() == whole_schedule.get_last_lr()
+    assert changes[0] == []
+    assert "lr of head_x1_decay0.2 0.0001, was 0.001" in changes[1]
+    assert "weight decay of head_x1_decay0.2 0.2, was 0.05" in changes[1]
