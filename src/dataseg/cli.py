@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from dataseg import config as config_files
 from dataseg import resume
+from dataseg.differences import differences
 from dataseg.module import CoTrainedSegmenter
 from dataseg.sharding import MAKE_WHOLE
 from dataseg.structures import DatasetSpec, UserError
@@ -27,6 +31,10 @@ from dataseg.training_checkpoint import require_checkpoint
 
 def _specs(data: LightningDataModule) -> dict[str, DatasetSpec]:
     return data.specs  # type: ignore[attr-defined, no-any-return]
+
+
+_NOT_EVALUATED = ("model.optimization", "model.criterion", "model.weights", "model.network.backbone.pretrained")
+"""Settings that an evaluation does not depend on."""
 
 
 class CoTrainingCLI(LightningCLI):
@@ -72,6 +80,8 @@ class CoTrainingCLI(LightningCLI):
             return
         if self.subcommand == "fit":
             self._resume()
+        elif self.config[self.subcommand].get("ckpt_path"):
+            self._compare_method(Path(self.config[self.subcommand].ckpt_path))
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
@@ -90,6 +100,7 @@ class CoTrainingCLI(LightningCLI):
         if config.resume != "auto":
             config.ckpt_path = config.resume
             source = Path(config.resume).absolute().parents
+            self._require_whole(Path(config.resume))
             if len(source) > 2 and source[0].name == resume.FOLDER and source[2].name != config.exp:
                 rank_zero_warn(f"resuming a run of {source[2].name} with the data and settings of {config.exp}")
             return
@@ -97,12 +108,45 @@ class CoTrainingCLI(LightningCLI):
         if found is None:
             rank_zero_info("nothing to resume: a new run")
             return
-        if found.checkpoint.is_dir() and "FullySharded" not in str(config.trainer.strategy):
-            advice = f"go on with STRATEGY=fsdp, or {MAKE_WHOLE.format(found.checkpoint)}"
-            raise UserError(f"{found.checkpoint} is sharded: {advice}")
+        self._require_whole(found.checkpoint)
         config.run, config.ckpt_path = found.run, str(found.checkpoint)
         self._step = found.step
         rank_zero_info(f"resuming run {found.run} after step {found.step}")
+        then, now = self._configs(found.checkpoint)
+        changes = differences([then, now]) if then else {}
+        if then and then.get("seed_everything") != now.get("seed_everything"):
+            changes["seed_everything"] = [str(config.get("seed_everything")) for config in (then, now)]
+        if changes:
+            old = config.runs / config.exp / found.run / "config.yaml"
+            kept = old.with_name(f"config.until_step_{found.step}.yaml")
+            rank_zero_only(shutil.copy2)(old, kept)
+            rank_zero_warn(f"going on with other settings than before, which {kept} keeps: {_listed(changes)}")
+
+    def _require_whole(self, checkpoint: Path) -> None:
+        if checkpoint.is_dir() and "FullySharded" not in str(self.config[self.subcommand].trainer.strategy):
+            advice = f"take STRATEGY=fsdp, or {MAKE_WHOLE.format(checkpoint)}"
+            raise UserError(f"{checkpoint} is sharded: {advice}")
+
+    def _compare_method(self, checkpoint: Path) -> None:
+        """Warn where a checkpoint was trained with another method than it is evaluated with."""
+        self._require_whole(checkpoint)
+        then, now = self._configs(checkpoint)
+        found = differences([{"model": config["model"]} for config in (then, now)]) if "model" in then else {}
+        changes = {key: values for key, values in found.items() if not key.startswith(_NOT_EVALUATED)}
+        if changes:
+            rank_zero_warn(
+                f"{checkpoint} was trained with other settings than it is evaluated with: {_listed(changes)}"
+            )
+
+    def _configs(self, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Configuration of the run that a checkpoint lies in, empty where that is not known; and of this one."""
+        source = checkpoint.absolute().parent.parent / "config.yaml"
+        try:
+            then = yaml.safe_load(source.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            then = None
+        now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
+        return then if isinstance(then, Mapping) else {}, yaml.safe_load(now)  # type: ignore[return-value]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
@@ -112,6 +156,10 @@ class CoTrainingCLI(LightningCLI):
         logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
         kwargs.setdefault("logger", logger)
         return super().instantiate_trainer(**kwargs)
+
+
+def _listed(changes: dict[str, list[str]]) -> str:
+    return "; ".join(f"{key} {now}, was {then}" for key, (then, now) in changes.items())
 
 
 def main(args: ArgsType = None) -> CoTrainingCLI:

@@ -7,9 +7,9 @@ from html import escape
 from statistics import median
 
 from dataseg.ablation.suite import Column
+from dataseg.differences import differences
 from dataseg.report.charts import COLORS, Curve, Dots, bar_chart, dot_chart, line_chart
 from dataseg.report.collect import Findings, Run, mapping
-from dataseg.report.configuration import differences
 from dataseg.report.figures import (
     Cell,
     Line,

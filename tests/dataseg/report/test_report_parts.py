@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataseg.differences import differences
 from dataseg.report.charts import Curve, Dots, bar_chart, dot_chart, line_chart, ticks
-from dataseg.report.configuration import differences
 from dataseg.report.events import read_events
 from dataseg.report.examples import data_uris
 

@@ -1,4 +1,4 @@
-"""In which keys the resolved configurations of several rows differ."""
+"""In which keys the resolved configurations of several runs differ."""
 
 from __future__ import annotations
 
