@@ -21,6 +21,7 @@ from data_modules.check import evenly_spaced
 from data_modules.experiment import Experiment, run
 from data_modules.formats.base import IndexedReader, MissingDataError, Reader
 from data_modules.formats.labels import LabelMapReader
+from data_modules.formats.panoptic import NOT_STATED
 from data_modules.mini import ensure
 from data_modules.pictures import grid
 from data_modules.stats_page import page
@@ -100,7 +101,9 @@ Rows = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def _has_sizes(reader: IndexedReader) -> bool:
-    return reader.index.has("area") or reader.index.has("xyxy")
+    if reader.index.has("area"):
+        return bool((reader.index.all("area") != NOT_STATED).all())
+    return reader.index.has("xyxy")
 
 
 def _from_index(reader: IndexedReader) -> Rows:

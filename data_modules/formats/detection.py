@@ -36,6 +36,11 @@ ToRle = Callable[[Any, int, int], bytes]
 """(segmentation, rows, columns) -> compressed run lengths, empty = no mask is given."""
 
 
+def crowd_of(record: Mapping[str, Any]) -> bool:
+    """``iscrowd`` of a record, which some tools write as text; absent or null = no crowd."""
+    return bool(int(record.get("iscrowd") or 0))
+
+
 class RowOf:
     """The file's own image ids -> rows. Whole numbers, once all are known, take 12 bytes each instead of 110."""
 
@@ -189,7 +194,7 @@ class AnnotationTable:
         try:
             rows["image"] = self._images.row_of.all([record["image_id"] for record in batch])
             rows["label"] = [label_of[record["category_id"]] for record in batch]
-            rows["is_crowd"] = [bool(record.get("iscrowd", 0)) for record in batch]
+            rows["is_crowd"] = [crowd_of(record) for record in batch]
             boxes = np.array([record["bbox"] for record in batch], dtype=np.float64)
             boxes[:, 2:] += boxes[:, :2]
             with np.errstate(over="ignore"):
@@ -228,7 +233,7 @@ class AnnotationTable:
         x, y, width, height = map(float, record["bbox"])
         row["image"] = self._images.row_of[record["image_id"]]
         row["label"] = self._label_of[record["category_id"]]
-        row["is_crowd"] = bool(record.get("iscrowd", 0))
+        row["is_crowd"] = crowd_of(record)
         with np.errstate(over="ignore"):
             row["xyxy"] = x, y, x + width, y + height
         if not np.isfinite(row["xyxy"]).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.formats.base import Complain, ImageArray, MissingDataError, Reader, Shrink, TaskName, refuse
-from data_modules.formats.detection import RECORD, clean_boxes
+from data_modules.formats.detection import RECORD, clean_boxes, crowd_of
 from data_modules.formats.images import decode_image, decode_labels, decode_rgb_ids
 from data_modules.formats.labels import UnknownLabelError, label_table, rows_of_labels
 from data_modules.formats.locate import candidates
 from data_modules.formats.panoptic import rows_of_colors
 from dataseg.structures import Boxes, SegmentMap, Target, Task, UserError
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["label_map", "panoptic", "boxes"]
 _GIVES: dict[str, Literal["map", "boxes"]] = {"label_map": "map", "panoptic": "map", "boxes": "boxes"}
@@ -80,7 +83,8 @@ class HubDataset(Reader):
         self.box, self.category, self.box_format = box, category, box_format
         self.config, self.revision = config, revision
         self._label_of = {number - offset: label for number, label in self.vocabulary.index_of.items()}
-        self._table = label_table(self._label_of, ignore) if kind == "label_map" else np.zeros(0, dtype=np.int32)
+        self.ignore, self.offset = ignore, offset
+        self._table = np.zeros(0, dtype=np.int32)
         self._folder: Path | None = None
         self._data: Any = None
 
@@ -93,6 +97,12 @@ class HubDataset(Reader):
     def read(self, complain: Complain = refuse) -> None:
         import datasets  # takes seconds to import
 
+        if self.kind == "label_map":
+            if min(self._label_of) < 0:
+                raise UserError(
+                    f"{self.title} {self.name!r}: offset {self.offset} gives values below 0 for the vocabulary's ids"
+                )
+            self._table = label_table(self._label_of, self.ignore)
         try:
             data = self._load(datasets)
         except Exception as error:  # the library and what it calls raise many kinds
@@ -117,7 +127,15 @@ class HubDataset(Reader):
             return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.revision)
         if any((self._folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(self._folder))
-            return saved[self.split] if isinstance(saved, datasets.DatasetDict) else saved
+            if isinstance(saved, datasets.DatasetDict):
+                return saved[self.split]
+            if saved.split is not None and str(saved.split) != self.split:
+                raise UserError(
+                    f"it holds the split {str(saved.split)!r} alone: set split to it, or name another folder"
+                )
+            if saved.split is None and self.split != "train":  # the default asks for nothing
+                log.warning("%s does not say which split it holds: all of it is read as %r", self._folder, self.split)
+            return saved
         return datasets.load_dataset(str(self._folder), self.config, split=self.split)
 
     def __len__(self) -> int:
@@ -161,7 +179,7 @@ class HubDataset(Reader):
         return SegmentMap(
             ids=torch.from_numpy(ids),
             labels=torch.tensor([self._label_of[s["category_id"]] for s in segments], dtype=torch.int64),
-            is_crowd=torch.tensor([bool(s.get("iscrowd")) for s in segments], dtype=torch.bool),
+            is_crowd=torch.tensor([crowd_of(s) for s in segments], dtype=torch.bool),
             areas=torch.tensor([int(s["area"]) for s in segments], dtype=torch.int64) if stated else None,
         )
 
@@ -175,9 +193,9 @@ class HubDataset(Reader):
             corners[:, 2:] += corners[:, :2]
         table["xyxy"] = corners
         table["label"] = [self._label_of[r[self.category]] for r in records]
-        table["is_crowd"] = [bool(r.get("iscrowd")) for r in records]
+        table["is_crowd"] = [crowd_of(r) for r in records]
         kept, _ = clean_boxes(table, np.array([size], dtype=np.int32))
-        xyxy = torch.from_numpy(np.ascontiguousarray(kept["xyxy"]))
+        xyxy = torch.from_numpy(kept["xyxy"].copy())  # a single row counts as contiguous as it lies in its record
         return Boxes(xyxy, torch.from_numpy(kept["label"].astype(np.int64)))
 
 

@@ -100,13 +100,15 @@ def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> ND
     return labels
 
 
-def read_mask(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask file, bool ``[H, W]``: True where any channel is above 0; transparency is left out.
+def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """A mask file, bool ``[H, W]``: True where any channel, of a palette's colours too, is above 0.
+
+    Transparency is left out.
 
     Raises:
         UserError: as `read_image`.
     """
-    values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size)
+    values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size, indices=False)
     inside: NDArray[np.bool_] = np.any(np.atleast_3d(values), axis=2)
     return inside
 
@@ -137,16 +139,22 @@ def _content(path: Path, dataset: str) -> bytes:
         raise UserError(f"{dataset}: cannot read {path} ({error.strerror or error})") from error
 
 
-def _decode_map(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
-    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency."""
+def _decode_map(content: bytes, what: str, size: tuple[int, int] | None, indices: bool = True) -> NDArray[Any]:
+    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency.
+
+    Args:
+        indices: of a file with a palette, the indices, not the colours.
+    """
     header = _checked(content, what)
     if size is not None and header.size != tuple(size):
         raise UserError(
             f"{what} is {header.size[0]} x {header.size[1]} (rows x columns), its image {size[0]} x {size[1]}"
         )
-    if header.is_palette:  # the indices; OpenCV would give the palette's colours
-        indices: NDArray[Any] = _with_pillow(content, what, np.asarray)
-        return indices
+    if header.is_palette:  # OpenCV would always give the palette's colours
+        found: NDArray[Any] = _with_pillow(
+            content, what, lambda i: np.asarray(i) if indices else np.asarray(i.convert("RGB"))
+        )
+        return found
     if header.png_mode:  # three times as fast as OpenCV, whose zlib takes most of its time
         values = _decode_png(content, what, header)
         return values[..., 0] if header.png_mode == "mono" else np.ascontiguousarray(values[..., :3])
@@ -160,9 +168,7 @@ def _checked(content: bytes, what: str) -> Header:
     """The header, after the file's end and size were looked at."""
     header = read_header(content)
     if header is None:
-        header = _with_pillow(
-            content, what, lambda i: Header(i.format or "", (i.height, i.width), i.mode == "P", is_complete=False)
-        )
+        header = _with_pillow(content, what, _pillow_header)
     rows, columns = header.size
     if rows * columns > MAX_PIXELS:
         raise UserError(
@@ -195,8 +201,13 @@ def _with_pillow(content: bytes, what: str, use: Callable[[Image.Image], Any]) -
     try:
         with Image.open(io.BytesIO(content)) as image:
             return use(image)
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{what} is not a readable image ({error})") from error
+
+
+def _pillow_header(image: Image.Image) -> Header:
+    step = 255 if image.mode == "1" else 1  # of 1 bit, whichever the format
+    return Header(image.format or "", (image.height, image.width), image.mode == "P", is_complete=False, grey_step=step)
 
 
 def read_header(content: bytes) -> Header | None:

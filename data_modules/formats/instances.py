@@ -23,8 +23,8 @@ from dataseg.structures import InstanceMasks, Target, Task, UserError
 class InstanceReader(IndexedReader):
     """Reads the format; subclasses say where the files lie.
 
-    An annotation with no, an empty, or a degenerate ``segmentation`` stays as an instance without a mask: evaluation
-    ignores it. ``counts["without_mask"]`` says how many.
+    An annotation with no, an empty, or a degenerate ``segmentation`` (no pixel is inside) stays as an instance without
+    a mask: evaluation ignores it. ``counts["without_mask"]`` says how many.
     """
 
     gives = "masks"
@@ -51,7 +51,7 @@ class InstanceReader(IndexedReader):
 
 
 def to_rle(segmentation: Any, rows: int, columns: int) -> bytes:
-    """Polygons, plain or compressed run lengths -> compressed run lengths; empty if no mask is given.
+    """Polygons, plain or compressed run lengths -> compressed run lengths; empty if no mask or no pixel is given.
 
     Raises:
         UserError: run lengths of another size.
@@ -67,17 +67,20 @@ def to_rle(segmentation: Any, rows: int, columns: int) -> bytes:
         if isinstance(counts, list):
             if min(counts) < 0 or sum(counts) != rows * columns:
                 raise UserError(f"run lengths that add up to {sum(counts)}, not {rows * columns}")
-            return bytes(coco_mask.frPyObjects(segmentation, rows, columns)["counts"])
+            return _unless_empty(coco_mask.frPyObjects(segmentation, rows, columns))
         compressed = counts.encode() if isinstance(counts, str) else bytes(counts)
         check_run_lengths(compressed, rows * columns)
-        return compressed
+        return _unless_empty({"size": [rows, columns], "counts": compressed})
     polygons = [p for p in segmentation if len(p) >= 6]
     if not polygons:
         return b""
     for polygon in polygons:
         if len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
             raise UserError(f"a polygon of {len(polygon)} numbers, or with one that is not finite")
-    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, rows, columns))
+    return _unless_empty(coco_mask.merge(coco_mask.frPyObjects(polygons, rows, columns)))
+
+
+def _unless_empty(rle: Any) -> bytes:
     return bytes(rle["counts"]) if coco_mask.area(rle) > 0 else b""
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from data_modules import vocabularies
+from data_modules.formats.archives import split
 from data_modules.formats.base import Complain, ImageArray, IndexedReader, Shrink, TaskName, refuse
 from data_modules.formats.files import inside, list_files
 from data_modules.formats.images import read_image, read_mask
@@ -24,7 +25,8 @@ class MaskFolders(IndexedReader):
 
     A mask's pixels above 0 are inside. Its file's name begins with the class name (spaces may be underscores). For
     the instance task masks may overlap; for panoptic and semantic tasks later files, by name, lie over earlier ones.
-    An image without a folder of masks has no segment.
+    An image without a folder of masks has no segment. A file without a pixel inside is an instance without a mask,
+    which evaluation ignores; maps leave it out.
 
     Args:
         root: the data set's folder, below the data root.
@@ -73,6 +75,9 @@ class MaskFolders(IndexedReader):
         stems = [name.removesuffix(self.image_suffix) for name in list_files(self._images, self.image_suffix)]
         if not stems:
             raise UserError(f"{self.title}: {self._images} holds no *{self.image_suffix}")
+        for name in (lonely := sorted(_folders(self._masks) - set(stems))):
+            complain(f"{self._masks}: folder {name} has no image {name}{self.image_suffix}", usual=True)
+        self.counts["mask_folders_without_an_image"] = len(lonely)
         counts: list[int] = []
         labels: list[int] = []
         files: list[bytes] = []
@@ -83,6 +88,8 @@ class MaskFolders(IndexedReader):
                 if label is None:
                     complain(f"{self._masks / stem / name}: its name begins with no class of the vocabulary")
                     continue
+                if complain is not refuse:  # in training they are not opened before their image is
+                    self._look_at(self._masks / stem / name, complain)
                 labels.append(label)
                 files.append(name.encode())
                 found += 1
@@ -91,6 +98,14 @@ class MaskFolders(IndexedReader):
         sizes = np.zeros((len(stems), 2), dtype=np.int32)  # known once an image is opened
         columns: dict[str, NDArray[Any] | list[bytes]] = {"label": np.array(labels, dtype=np.int32), "file": files}
         self._index = Index([image_batch(names, names, sizes, np.array(counts), columns)])
+
+    def _look_at(self, path: Path, complain: Complain) -> None:
+        try:
+            empty = not read_mask(path, self.title, None).any()
+        except UserError:  # is named when its image is loaded
+            return
+        if empty:
+            complain(f"{path}: no pixel is above 0", usual=True)
 
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name + self.image_suffix)
@@ -113,7 +128,7 @@ class MaskFolders(IndexedReader):
     def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:
         if self.gives == "masks":
             return InstanceMasks(
-                rles=[coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks],
+                rles=[coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) if m.any() else None for m in masks],
                 labels=torch.from_numpy(labels.astype(np.int64)),
                 size=size,
             )
@@ -121,9 +136,20 @@ class MaskFolders(IndexedReader):
         is_thing = self.vocabulary.is_thing.tolist()
         rows: dict[tuple[int, int], int] = {}  # (label, number of the thing) -> row
         for number, (mask, label) in enumerate(zip(masks, labels.tolist(), strict=True), 1):
+            if not mask.any():
+                continue
             alone = is_thing[label] and self.tasks[0] == Task.PANOPTIC
             ids[mask] = rows.setdefault((label, number if alone else 0), len(rows))
         return SegmentMap(torch.from_numpy(ids), torch.tensor([label for label, _ in rows], dtype=torch.int64))
+
+
+def _folders(path: Path) -> set[str]:
+    """Names of the folders in a folder itself."""
+    place = split(path)
+    if place is None:
+        return {entry.name for entry in path.iterdir() if entry.is_dir()}
+    archive, name = place
+    return {n.split("/")[0] for n in archive.names(name) if "/" in n}
 
 
 def _names(vocabulary: Vocabulary) -> dict[str, int]:

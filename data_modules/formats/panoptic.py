@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.formats.base import Complain, ImageArray, IndexedReader, Shrink, TaskName, refuse
 from data_modules.formats.build import Counts, build_index
+from data_modules.formats.detection import crowd_of
 from data_modules.formats.files import inside
 from data_modules.formats.images import read_image, read_rgb_ids, stated_size
 from data_modules.formats.index import BLOCK, ImageRow, image_batch
@@ -214,7 +215,7 @@ def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Ite
         area = int(record.get("area", NOT_STATED))
         if not (0 <= area < 2**53 or "area" not in record):
             raise UserError(f"segment {number} has area {area}")
-        yield number, label_of[category], area, bool(record.get("iscrowd", 0))
+        yield number, label_of[category], area, crowd_of(record)
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from data_modules.check import Journal, check, evenly_spaced
 from data_modules.examine import Finding, Problem, SelfScore, as_prediction, examine
 from data_modules.experiment import Experiment
 from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
-from data_modules.stats import similar_classes, stats
+from data_modules.stats import describe, similar_classes, stats
 from dataseg.drawing import draw
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
 
@@ -328,6 +328,16 @@ def test_statistics(run_check, root, tmp_path):
     assert re.findall(r">([\d.,]+)", row)[:5] == ["6", "133", "20", "3.3", "3"]
     row = re.search(r"<tr><td>train o365<td>Objects365 v2(.*?)<tr>", page)[1]
     assert re.findall(r">([\d.,]+)", row)[:3] == ["7", "365", "24"]
+
+
+def test_sizes_of_segments_whose_area_is_not_stated(root):
+    path = root / "coco/annotations/panoptic_train2017.json"
+    content = json.loads(path.read_text())
+    stated = [s.pop("area") for a in content["annotations"] for s in a["segments_info"]]
+    path.write_text(json.dumps(content))
+    reader = CocoPanoptic()
+    reader.setup(root)
+    assert describe(reader, "coco", 0).sizes.tolist() == np.sqrt(np.array(stated)).astype(np.float32).tolist()
 
 
 def test_statistics_name_what_is_missing(run_check, root, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from fake_data import SIZE, color_of, write_ade, write_coco, write_objects365
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
@@ -33,7 +33,8 @@ from data_modules import (
 )
 from data_modules.formats.detection import clean_boxes
 from data_modules.formats.files import inside
-from data_modules.formats.images import decode_labels, decode_rgb_ids, read_image, read_labels
+from data_modules.formats.images import decode_image, decode_labels, decode_rgb_ids, read_image, read_labels
+from data_modules.formats.instances import to_rle
 from data_modules.formats.panoptic import rows_of_colors
 from data_modules.vocabularies import OwnClass
 from dataseg.structures import VOID, UserError
@@ -427,6 +428,43 @@ def test_png_maps_are_what_pillow_reads(mode, ending):
         red, green, blue = np.asarray(image)[..., :3].astype(int).transpose(2, 0, 1)
         ids = decode_rgb_ids(content, "x", (7, 5)) & 0xFFFFFF
         assert (ids == red + 256 * green + 65536 * blue).all()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "PNG"])
+def test_label_maps_of_1_bit(kind):
+    values = np.random.default_rng(0).integers(0, 2, (7, 13), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values.astype(bool)).save(file, kind)
+    assert (decode_labels(file.getvalue(), "x", (7, 13)) == values).all()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damaged_avif_images_are_named():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file, "AVIF")
+    content = file.getvalue()
+    with pytest.raises(UserError, match="x is not a readable image"):
+        decode_image(content[:-20] + bytes(255 ^ byte for byte in content[-20:]), "x")
+
+
+@pytest.mark.parametrize(("value", "crowd"), [("0", False), ("1", True), (None, False), (True, True), (0.0, False)])
+def test_crowds_however_they_are_written(tmp_path, value, crowd):
+    path = write_coco(tmp_path, 2) / "annotations/panoptic_train2017.json"
+    edit(path, lambda c: c["annotations"][1]["segments_info"][0].update(iscrowd=value))
+    assert ready(CocoPanoptic(), tmp_path).load(1)[1].is_crowd[0] == crowd
+    path = write_objects365(tmp_path, 2) / "train/zhiyuan_objv2_train.json"
+    edit(path, lambda c: [a.update(iscrowd=value) for a in c["annotations"]])
+    reader = ready(Objects365Boxes(), tmp_path)
+    assert (reader.counts["crowd_boxes"] > 0) == (len(reader.index.all("label")) == 0) == crowd
+    edit(path, lambda c: c["annotations"][1].update(iscrowd="no"))
+    with pytest.raises(UserError, match=r"zhiyuan_objv2_train\.json: annotation 1: .*'no'"):
+        ready(Objects365Boxes(), tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_run_lengths_of_the_background_alone_are_no_mask(compressed):
+    counts = coco_mask.encode(np.zeros((4, 5), np.uint8, order="F"))["counts"].decode() if compressed else [20]
+    assert to_rle({"size": [4, 5], "counts": counts}, 4, 5) == b""
 
 
 def test_own_label_maps_say_what_they_leave_out(tmp_path):

@@ -14,6 +14,8 @@ import torch
 import yaml
 from fake_data import SIZE, color_of, write_coco, write_objects365
 from jsonargparse import ArgumentParser
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from data_modules import CocoPanoptic, CoTraining, HubDataset, LabelMaps, MaskFolders, MissingDataError, Reader
 from data_modules.experiment import Experiment
@@ -128,7 +130,8 @@ def test_own_classes_of_other_formats(tmp_path):
 def mask_root(tmp_path):
     """Image a: road and three things, two of which overlap; image b: nothing."""
     (tmp_path / "mine/photos").mkdir(parents=True)
-    (tmp_path / "mine/masks/a").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / "mine/masks" / name).mkdir(parents=True)
     for name in "ab":
         cv2.imwrite(str(tmp_path / f"mine/photos/{name}.jpg"), np.full((8, 12, 3), 90, np.uint8))
     regions = {
@@ -173,6 +176,44 @@ def test_folders_of_masks_as_maps(mask_root):
     assert semantic.class_map().equal(target.class_map())
     assert target.class_map()[0].tolist() == [0] * 6 + [VOID] * 2 + [0] * 4, "the road's file comes last"
     assert target.class_map()[6, 6] == 1
+
+
+def test_black_masks_are_instances_without_a_mask(mask_root):
+    cv2.imwrite(str(mask_root / "mine/masks/a/pot_2.png"), np.zeros((8, 12), np.uint8))
+    reader, told = masks(), []
+    reader.locate(mask_root)
+    reader.read(lambda message, usual=False: told.append((message, usual)))
+    assert told == [(f"{mask_root / 'mine/masks/a/pot_2.png'}: no pixel is above 0", True)]
+    assert [rle is None for rle in reader.load(0)[1].rles] == [False, True, False, False, False, False]
+    assert len(ready(masks(tasks=["panoptic"]), mask_root).load(0)[1]) == 4
+
+
+def test_colours_of_masks_with_a_palette_count(mask_root):
+    indices = np.zeros((8, 12), np.uint8)
+    indices[2:4] = 1
+    for number, palette in enumerate([[0, 0, 0, 9, 9, 9], [0, 0, 9, 0, 0, 0]]):
+        image = Image.fromarray(indices)
+        image.putpalette(palette)
+        image.save(mask_root / f"mine/masks/b/pot_{number}.png")
+    black_first, black_last = map(coco_mask.decode, ready(masks(), mask_root).load(1)[1].rles)
+    assert (black_first == indices).all()
+    assert (black_last == 1 - indices).all()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_of_masks_without_an_image_are_told(mask_root, zipped):
+    (mask_root / "mine/photos/b.jpg").rename(mask_root / "mine/photos/b.JPG")
+    (mask_root / "mine/masks/b/pot.png").write_bytes((mask_root / "mine/masks/a/pot.png").read_bytes())
+    if zipped:
+        shutil.make_archive(str(mask_root / "mine/masks"), "zip", mask_root / "mine/masks")
+        shutil.rmtree(mask_root / "mine/masks")
+    reader, told = masks(), []
+    reader.locate(mask_root)
+    reader.read(lambda message, usual=False: told.append((message, usual)))
+    assert len(told) == 1
+    assert told[0][0].endswith(": folder b has no image b.jpg")
+    assert told[0][1]
+    assert ready(reader, mask_root).counts == {"mask_folders_without_an_image": 1}
 
 
 def test_mistakes_in_folders_of_masks_are_named(mask_root):
@@ -293,6 +334,35 @@ def test_label_maps_of_the_hub(tmp_path, hf_cache):
         HubDataset("mine", vocabulary=CLASSES, annotations="mask").setup(tmp_path)
     with pytest.raises(UserError, match=r"'valid': not loaded from folder .*mine"):
         HubDataset("mine", vocabulary=CLASSES, split="valid").setup(tmp_path)
+
+
+def test_a_single_box_and_crowds_as_text(tmp_path, hf_cache):
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((*SIZE, 3), np.uint8))
+    objects = {"bbox": [[1.0, 2, 3, 4], [5.0, 6, 7, 8]], "category": [1, 1], "iscrowd": ["0", "1"]}
+    saved([{"image": str(tmp_path / "a.jpg"), "objects": objects}], tmp_path / "mine", ["image"], parquet=False)
+    reader = ready(HubDataset("mine", CLASSES, kind="boxes", annotations="objects"), tmp_path)
+    assert reader.load(0)[1].xyxy.tolist() == [[1, 2, 4, 6]]
+
+
+def test_an_offset_that_makes_void_a_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="offset 2 gives values below 0"):
+        HubDataset("mine", CLASSES, offset=2).read()
+
+
+def test_the_split_of_a_folder_without_splits(tmp_path, hf_cache, caplog):
+    rows, _ = hub_rows(tmp_path, "panoptic")
+    options = {"kind": "panoptic", "annotations": "label", "vocabulary": "coco_panoptic_133"}
+    for name, split in (("one", datasets.Split.TRAIN), ("two", None)):
+        data = datasets.Dataset.from_list(rows, split=split)
+        for column in ("image", "label"):
+            data = data.cast_column(column, datasets.Image())
+        data.save_to_disk(str(tmp_path / name))
+        assert len(ready(HubDataset(name, **options), tmp_path)) == 3
+    assert not caplog.records
+    with pytest.raises(UserError, match=r"'validation': not loaded from folder .*one: it holds the split 'train'"):
+        HubDataset("one", split="validation", **options).setup(tmp_path)
+    HubDataset("two", split="validation", **options).setup(tmp_path)
+    assert "two does not say which split it holds" in caplog.text
 
 
 def test_names_that_are_neither_folder_nor_on_the_hub(tmp_path, monkeypatch):
