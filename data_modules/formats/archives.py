@@ -79,7 +79,8 @@ class Archive:
         self.outermost = path  # the file on disk
         try:
             with zipfile.ZipFile(io.BufferedReader(_Window(handle, start, size))) as found:
-                infos = sorted((i for i in found.infolist() if not i.is_dir()), key=lambda i: i.filename.encode())
+                members = {i.filename: i for i in found.infolist()}  # of one written twice the last, as zipfile has it
+            infos = sorted((i for i in members.values() if not i.is_dir()), key=lambda i: i.filename.encode())
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise UserError(f"{path}: not a readable zip archive ({error})") from error
         self._names = np.array([i.filename.encode() for i in infos], dtype=np.bytes_)
@@ -160,6 +161,17 @@ class Archive:
             return Archive(path, self._handle, start, int(record["size"]))
         key = hashlib.sha256(f"{path} {int(record['size'])} {int(record['crc'])}".encode()).hexdigest()[:16]
         file = cache_folder("archives") / f"{PurePosixPath(name).stem}-{key}.zip"
+        try:
+            if not file.exists():  # else a cache that cannot be written does
+                self._unpack(name, file)
+            handle = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be unpacked to {file.parent} ({error}): set data.cache or DATASEG_CACHE"
+            ) from error
+        return Archive(path, handle, 0, os.fstat(handle).st_size)
+
+    def _unpack(self, name: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
@@ -167,8 +179,6 @@ class Archive:
                 with self.stream(name) as source, part.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
                 part.replace(file)
-        handle = os.open(file, os.O_RDONLY)
-        return Archive(path, handle, 0, os.fstat(handle).st_size)
 
 
 @lru_cache(maxsize=512)

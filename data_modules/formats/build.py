@@ -64,6 +64,8 @@ def build_index(
     what = _digest({"source": str(source.absolute()), **settings})
     slug = re.sub(r"[^A-Za-z0-9]+", "-", source.stem)[:40].strip("-") or "index"
     folder = cache_folder("indexes") / f"{slug}-{what}-{_digest({'state': state, 'version': READER_VERSION})}"
+    if (opened := _open(folder)) is not None:  # without the lock, which a read-only cache refuses
+        return opened
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, source):
@@ -114,7 +116,7 @@ def _open(folder: Path) -> tuple[Index, Counts] | None:
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         return Index.open(folder / "index.arrow"), dict(about["counts"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         log.warning("%s is damaged (%s): building it anew", folder, error)

@@ -115,6 +115,8 @@ def ensure(root: Path | str, spec: MiniSpec | None = None, progress: bool = True
         UserError: as `generate`.
     """
     root, spec = Path(root), spec or MiniSpec()
+    if is_complete(root, spec):  # without the lock, which a read-only folder refuses
+        return root
     with _lock(root):
         if not is_complete(root, spec):
             _write(root, spec, progress)

@@ -10,6 +10,7 @@ import pytest
 from fake_data import write_ade, write_coco, write_objects365
 
 from data_modules import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes
+from data_modules.formats import archives
 from data_modules.formats.archives import split
 from data_modules.formats.files import exists, list_files, open_stream, read_bytes
 from dataseg.structures import UserError
@@ -138,6 +139,35 @@ def test_paths_into_archives(tmp_path):
         assert stream.read() == b"a/x.txt"
     with pytest.raises(UserError, match=r"a\.zip has no member 'a/nothing'"):
         read_bytes(archive / "a/nothing")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_a_member_written_twice_the_last_counts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as target:
+        for text in ("first", "second"):
+            target.writestr("x.txt", text)
+    assert read_bytes(tmp_path / "a.zip/x.txt") == b"second"
+    assert list_files(tmp_path / "a.zip", ".txt") == ["x.txt"]
+
+
+def test_inner_archives_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.txt").write_text("x")
+    pack(tmp_path / "a", tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as target:
+        target.write(tmp_path / "a.zip", "a.zip")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "FileLock", refuse)
+        with pytest.raises(UserError, match=r"a\.zip: cannot be unpacked to .*Permission denied.*data\.cache"):
+            read_bytes(tmp_path / "b.zip/a.zip/a/x.txt")
+    assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x"
+    monkeypatch.setattr(archives, "FileLock", refuse)
+    archives._inner.cache_clear()
+    assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x", "what is there is used"
 
 
 def test_damaged_archives_are_named(tmp_path):

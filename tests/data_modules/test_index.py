@@ -310,6 +310,12 @@ def test_a_cache_that_cannot_be_written_is_named(root, cache):
         CocoPanoptic().setup(root)
 
 
+def test_a_finished_index_needs_no_lock(root, cache, monkeypatch):
+    expected = content(ready(CocoPanoptic(), root))
+    monkeypatch.setattr(build, "_alone", lambda *args: pytest.fail("a read-only cache refuses the lock"))
+    assert content(ready(CocoPanoptic(), root)) == expected
+
+
 def _setup(root, barrier, results, log):
     logging.basicConfig(level=logging.INFO, stream=(text := io.StringIO()), force=True)
     build.CACHED_FROM = 0

@@ -368,6 +368,12 @@ def test_ensure_does_nothing_when_all_is_there(tmp_path, tiny):
     assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == times
 
 
+def test_ensure_writes_nothing_beside_a_complete_suite(tmp_path, tiny, monkeypatch):
+    made = generate(tmp_path / "mini", tiny, progress=False)
+    monkeypatch.setattr(suite, "_lock", lambda root: pytest.fail("a read-only folder refuses the lock"))
+    assert ensure(made, tiny) == made
+
+
 @pytest.mark.parametrize("damage", ["file", "manifest", "version"])
 def test_ensure_mends_a_damaged_suite(tmp_path, tiny, damage, monkeypatch):
     made = ensure(tmp_path / "mini", tiny, progress=False)
