@@ -9,6 +9,7 @@ import inspect
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from dataseg.network.timm_models import create_model, probe_model
 from dataseg.structures import UserError
 
 STRIDES = (4, 8, 16, 32)
+_PROBED = (65, 97)
+"""Rows and columns of the image that models are tried on."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -49,7 +52,9 @@ class Backbone(nn.Module):
 
 
 class TimmBackbone(Backbone):
-    """Any timm model that offers features at strides 4, 8, 16 and 32; channels and strides are what timm reports.
+    """Any timm model with features at strides 4, 8, 16 and 32 that takes images of any size, or of multiples of 32.
+
+    Channels and strides are what timm reports.
 
     Args:
         name: of the timm model, with or without a pretrained tag.
@@ -60,7 +65,7 @@ class TimmBackbone(Backbone):
         options: further arguments of the timm model, e.g. ``{drop_path_rate: 0.1}``.
 
     Raises:
-        UserError: no such model or option, no features at some stride, or no weights.
+        UserError: no such model or option, no features at some stride, images of one size only, or no weights.
     """
 
     def __init__(
@@ -77,20 +82,19 @@ class TimmBackbone(Backbone):
         indices = _stride_indices(name, probe)
         self.mean = tuple(probe.pretrained_cfg.get("mean", IMAGENET_MEAN))
         self.std = tuple(probe.pretrained_cfg.get("std", IMAGENET_STD))
-        self.model = create_model(
-            name, pretrained, features_only=True, out_indices=indices, **(_any_size_options(probe) | options)
-        )
+        of_features = {"features_only": True, "out_indices": indices} | _any_size_options(probe) | options
+        self._divisor = _size_divisor(name, probe_model(name, of_features), _patch_divisor(probe))
+        self.model = create_model(name, pretrained, **of_features)
         pad_before_shifting(self.model)
         if freeze_norm:
             self.model = freeze_batch_norm_2d(self.model)  # type: ignore[no-untyped-call]
         self.channels = tuple(self.model.feature_info.channels())
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if output_norm else None
-        self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        self._divisor = _patch_divisor(probe)
+        self._channels_last = _is_channels_last(self.model)
         self._undecayed = tuple(_flat(key) for key in getattr(probe, "no_weight_decay", set)())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """See `Backbone.forward`; sizes that patches do not divide are filled up with zeros, the mean colour."""
+        """See `Backbone.forward`; sizes that the model does not take are filled up with zeros, the mean colour."""
         H, W = images.shape[-2:]
         padding = (0, -W % self._divisor, 0, -H % self._divisor)
         features = self.model(F.pad(images, padding) if any(padding) else images)
@@ -144,3 +148,41 @@ def _patch_divisor(probe: nn.Module) -> int:
         if isinstance(m, nn.Conv2d) and m.stride[0] > 1 and m.kernel_size == m.stride and m.padding == (0, 0)
     )
     return min(product, STRIDES[-1])
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    return bool(getattr(model, "output_fmt", "NCHW") == "NHWC")
+
+
+def _size_divisor(name: str, model: nn.Module, patch_divisor: int) -> int:
+    """What image sizes are filled up to multiples of: patches if that will do, else the largest stride.
+
+    Tried without weights on sizes just past a multiple of 32: there models that round down lose a row at every stride,
+    and those that add maps of several strides fail.
+
+    Args:
+        model: of features, on the meta device; changed.
+        patch_divisor: from `_patch_divisor`.
+
+    Raises:
+        UserError: the maps are not of the sizes needed even for multiples of the largest stride.
+    """
+    pad_before_shifting(model)
+    model.eval()
+    H, W = _PROBED
+    failure: Exception | None = None
+    for divisor in (patch_divisor, STRIDES[-1]):
+        images = torch.zeros(1, 3, H + -H % divisor, W + -W % divisor, device="meta")
+        H, W = images.shape[-2:]
+        try:
+            maps = model(images)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            what, failure = f"takes images of one size only: {H} x {W} fails with {type(error).__name__}", error
+            continue
+        first = 1 if _is_channels_last(model) else 2
+        sizes = [tuple(m.shape[first : first + 2]) for m in maps]
+        if all(h * stride >= H and w * stride >= W for (h, w), stride in zip(sizes, STRIDES, strict=True)):
+            return divisor
+        what, failure = f"leaves out the border of images: of {H} x {W} its maps are {sizes}", None
+    reason = f" ({failure})" if failure and str(failure) else ""
+    raise UserError(f"backbone {name!r} {what}{reason}. Take another, such as a ResNet, ConvNeXt or Swin") from failure

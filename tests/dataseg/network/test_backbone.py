@@ -16,6 +16,11 @@ NAMES = [
     "swin_tiny_patch4_window7_224",
     "swinv2_tiny_window8_256",
     "pvt_v2_b0",
+    "hrnet_w18_small",  # these five fail, or lose a row, at sizes that are not multiples of 32
+    "dla34",
+    "sam2_hiera_tiny",
+    "vgg11",
+    "poolformer_s12",
 ]
 
 
@@ -26,6 +31,11 @@ def test_four_maps_of_any_image(name, size):
     maps = backbone(torch.randn(1, 3, *size))
     expected = [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(backbone.channels, STRIDES, strict=True)]
     assert [tuple(m.shape) for m in maps] == expected
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet", "swin_tiny_patch4_window7_224"])
+def test_models_that_take_any_size_are_not_given_more(name):
+    assert TimmBackbone(name, pretrained=False)._divisor == (4 if name.startswith("swin") else 1)
 
 
 def test_channels_are_what_timm_reports():
@@ -117,6 +127,12 @@ def test_clear_errors(monkeypatch):
         TimmBackbone("resnet18", pretrained=False, options={"depth": 3})
     with pytest.raises(ValueError, match=r"'test_vit' offers features at strides \[16\], but \[4, 8, 32\].*ViTDet"):
         TimmBackbone("test_vit", pretrained=False)
+
+    for name in ("test_maxvit", "coatnet_0_rw_224", "hiera_tiny_224", "efficientformerv2_s0"):
+        with pytest.raises(ValueError, match=f"'{name}' takes images of one size only: 96 x 128 fails"):
+            TimmBackbone(name, pretrained=False)
+    with pytest.raises(ValueError, match=r"'inception_v3' leaves out the border"):
+        TimmBackbone("inception_v3", pretrained=False)
 
     create = timm.create_model
 
