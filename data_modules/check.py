@@ -17,8 +17,9 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,12 +33,16 @@ from rich.table import Table
 
 from data_modules.examine import Finding, Problem, SelfScore, examine
 from data_modules.experiment import Experiment, run
-from data_modules.formats.base import MissingDataError, Reader
+from data_modules.formats.base import IndexedReader, MissingDataError, Reader
+from data_modules.formats.files import inside
+from data_modules.formats.labels import LabelMapReader
+from data_modules.formats.masks import MaskFolders
+from data_modules.formats.panoptic import PanopticReader
 from data_modules.mini import ensure
 from data_modules.pictures import grid, write
 from dataseg.structures import UserError
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 """To be raised when progress files of older checks should not be gone on with."""
 EXAMPLES = 3
 PICTURES = 12
@@ -82,12 +87,12 @@ def check_data_set(reader: Reader, root: Path, name: str, out: Path, limit: int,
         return report
     stem = name.replace(" ", "_")
     try:
-        report.problems += _read(reader)
+        _read(reader, report.problems)
     except UserError as error:
         report.problems.append(Problem("error", "annotation file", str(error)))
         return report
     indices = evenly_spaced(len(reader), limit)
-    with Journal(out / "progress" / f"{stem}.jsonl", _identity(reader)) as journal:
+    with Journal(out / "progress" / f"{stem}.jsonl", _identity(reader), partial(_state, reader)) as journal:
         task = bar.add_task(name, total=len(indices), completed=sum(i in journal.done for i in indices))
         for finding in _examine_all(reader, [i for i in indices if i not in journal.done], workers):
             journal.add(finding)
@@ -111,31 +116,76 @@ def evenly_spaced(count: int, limit: int) -> list[int]:
     return np.linspace(0, count - 1, limit).round().astype(int).tolist()  # type: ignore[no-any-return]
 
 
-def _read(reader: Reader) -> list[Problem]:
-    """Read the index; what is wrong with single records does not stop it."""
-    problems: list[Problem] = []
+def _read(reader: Reader, problems: list[Problem]) -> None:
+    """Read the index; what is wrong with single records is added to ``problems`` and does not stop it."""
 
     def complain(message: str, usual: bool = False) -> None:
         kind = "records that every training mends or leaves out" if usual else "malformed records"
         problems.append(Problem("warning" if usual else "error", kind, message))
 
     reader.read(complain)
-    return problems
 
 
 def _identity(reader: Reader) -> str:
     """Changes when a progress file of the data set should not be gone on with."""
     files = [str(value) for name, value in sorted(vars(reader).items()) if isinstance(value, Path)]
     states = [(s.st_size, s.st_mtime_ns) for s in (os.stat(f) for f in files if os.path.isfile(f))]
+    plain = (str, int, float, bool, tuple, type(None))
+    settings = [(name, repr(value)) for name, value in sorted(vars(reader).items()) if isinstance(value, plain)]
+    tables = [value.tolist() for _, value in sorted(vars(reader).items()) if isinstance(value, np.ndarray)]
     content = [CHECK_VERSION, type(reader).__name__, len(reader), reader.vocabulary.digest, files, states]
+    content += [settings, tables]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class Journal:
-    """Findings on disk, one line an image, so that a check can go on where it was stopped."""
+def _state(reader: Reader, index: int) -> list[Any]:
+    """Changes when an image should be looked at again: its name, size and time of its file and of its labels'."""
+    name = reader.image_id(index)
+    try:
+        files = _files(reader, index)
+    except UserError:  # a name that leads out of its folder
+        files = []
+    return [name, *(_state_of_file(path) for path in files)]
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+
+def _files(reader: Reader, index: int) -> list[Path]:
+    """An image and its labels, as far as they are files of their own."""
+    if isinstance(reader, LabelMapReader):
+        stem = reader.image_id(index)
+        return [reader.image_path(stem), reader.labels_path(stem)]
+    if not isinstance(reader, IndexedReader):
+        return []
+    row = reader.index.image(index)
+    files = [reader.image_path(row.file_name)]
+    if isinstance(reader, PanopticReader):
+        files.append(inside(reader._labels, row.labels_name))
+    if isinstance(reader, MaskFolders):
+        masks = inside(reader._masks, row.file_name)
+        files += [inside(masks, name.decode()) for name in reader.index.packed(index, "file")]
+    return files
+
+
+def _state_of_file(path: Path) -> list[Any]:
+    """Name, size and time; in an archive the archive's, of a missing file its folder's."""
+    for place in (path, *path.parents):
+        try:
+            state = os.stat(place)
+        except OSError:
+            continue
+        return [path.name, state.st_size, state.st_mtime_ns]
+    return [path.name]
+
+
+class Journal:
+    """Findings on disk, one line an image, so that a check can go on where it was stopped.
+
+    Args:
+        identity: findings under another one are forgotten.
+        state: of an image, by its index; a finding whose image has another one since is forgotten.
+    """
+
+    def __init__(self, path: Path, identity: str, state: Callable[[int], list[Any]]) -> None:
+        self.path, self.identity, self.state = path, identity, state
         self.done: dict[int, Finding] = {}
         self._file: IO[str] | None = None
 
@@ -145,10 +195,11 @@ class Journal:
         if lines and lines[0] == self.identity:
             for line in lines[1:]:
                 try:
-                    index, digest, problems = json.loads(line)
+                    index, digest, problems, state = json.loads(line)
                 except ValueError:
                     continue  # the line that was being written when the check was stopped
-                self.done[index] = Finding(index, digest, [Problem(*p) for p in problems])
+                if state == self.state(index):
+                    self.done[index] = Finding(index, digest, [Problem(*p) for p in problems])
         self._file = self.path.open("w", encoding="utf-8")
         print(self.identity, file=self._file)
         for finding in self.done.values():
@@ -165,7 +216,7 @@ class Journal:
 
     def _write(self, finding: Finding) -> None:
         assert self._file is not None
-        print(json.dumps(finding), file=self._file, flush=True)
+        print(json.dumps([*finding, self.state(finding.row)]), file=self._file, flush=True)
 
 
 _reader: Reader  # of this worker process

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from data_modules.formats.base import Reader
 from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
@@ -78,6 +79,19 @@ def _map_problems(target: SegmentMap, reader: Reader, name: str) -> Iterable[Pro
             yield Problem("warning", "stated area is not the PNG's", message)
     if bool((target.ids == VOID).all()) and len(target):
         yield Problem("warning", "nothing but void", name)
+    if Task.PANOPTIC in reader.tasks:
+        yield from _split_stuff(target, counted, reader, name)
+
+
+def _split_stuff(target: SegmentMap, counted: Tensor, reader: Reader, name: str) -> Iterable[Problem]:
+    """Stuff in several segments: a model's output has one segment of a stuff class, so PQ 100 is out of reach."""
+    single = (counted > 0) & ~reader.vocabulary.is_thing[target.labels]
+    if target.is_crowd is not None:
+        single &= ~target.is_crowd
+    for label in (torch.bincount(target.labels[single]) > 1).nonzero().flatten().tolist():
+        segments = ", ".join(map(str, (single & (target.labels == label)).nonzero().flatten().tolist()))
+        message = f"{name}: segments {segments} are all {reader.vocabulary.names[label]}; a model's output merges them"
+        yield Problem("warning", "stuff in several segments", message)
 
 
 def as_prediction(target: Target) -> SegmentMap | InstanceMasks | None:

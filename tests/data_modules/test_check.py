@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import cv2
 import numpy as np
@@ -11,10 +12,10 @@ from fake_data import SIZE, color_of, write_ade, write_coco, write_objects365
 from rich.console import Console
 
 from data_modules import check as check_module
-from data_modules.check import Journal, check, evenly_spaced
+from data_modules.check import Journal, _identity, _state, check, evenly_spaced
 from data_modules.examine import Finding, Problem, SelfScore, as_prediction, examine
 from data_modules.experiment import Experiment
-from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
+from data_modules.formats import AdeSemantic, CocoPanoptic, LabelMaps, Objects365Boxes, Objects365Instances
 from data_modules.stats import describe, similar_classes, stats
 from dataseg.drawing import draw
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
@@ -192,6 +193,33 @@ def test_what_is_wrong_is_found(run_check, root, case):
     assert f"error {data_set}: {kind}" in text
 
 
+def test_where_every_record_is_wrong_all_are_named(run_check, root):
+    def misname(content):
+        for annotation in content["annotations"]:
+            annotation["image_id"] = 7
+
+    _edit(root / "coco/annotations/panoptic_train2017.json", misname)
+    status, _, problems = run_check()
+    assert status == 1
+    messages = [p["message"] for p in problems if p["data_set"] == "train coco"]
+    assert len(messages) == 7
+    assert "annotation 5: field or image 7 is missing" in messages[5]
+    assert "holds no usable annotation" in messages[6]
+
+
+def test_stuff_in_several_segments_is_a_warning(run_check, root):
+    def split(content):
+        for segment in content["annotations"][2]["segments_info"]:
+            segment["category_id"] = 200
+
+    _edit(root / "coco/annotations/panoptic_val2017.json", split)
+    status, _, problems = run_check()
+    assert status == 0
+    (found,) = [p for p in problems if p["kind"] == "stuff in several segments"]
+    assert found["data_set"] == "val coco"
+    assert "image 102: segments 0, 2, 3 are all" in found["message"], "segment 1 is a crowd"
+
+
 def test_segments_without_a_pixel_and_duplicates_are_warnings(run_check, root):
     def bury(content):
         content["annotations"][1]["segments_info"].append({"id": 9, "category_id": 17, "area": 50, "iscrowd": 0})
@@ -252,6 +280,27 @@ def test_an_interrupted_check_does_not_go_on_with_another_annotation_file(run_ch
     assert len(seen) == 41 + 6
 
 
+@pytest.mark.parametrize("change", ["labels", "setting"])
+def test_an_interrupted_check_looks_again_at_what_changed(tmp_path, change):
+    (tmp_path / "own").mkdir()
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"own/{name}.jpg"), np.zeros((4, 4, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / f"own/{name}.png"), np.full((4, 4), 255, np.uint8))
+
+    def journal(**settings):
+        reader = LabelMaps("own", ".", ".", "mini_ade", **settings)
+        reader.setup(tmp_path)
+        return Journal(tmp_path / "a.jsonl", _identity(reader), partial(_state, reader))
+
+    with journal() as first:
+        for row in range(2):
+            first.add(Finding(row, "00ff", []))
+    if change == "labels":
+        cv2.imwrite(str(tmp_path / "own/a.png"), np.zeros((4, 4), np.uint16) + 255)
+    with journal(**{"ignore": 255} if change == "labels" else {"offset": -1}) as second:
+        assert list(second.done) == ([1] if change == "labels" else [])
+
+
 def test_several_processes_find_the_same(run_check, root):
     CASES["image"][0](root)
     CASES["unlisted"][0](root)
@@ -269,11 +318,11 @@ def test_a_part_of_the_images(run_check):
 
 def test_a_journal_of_another_file_is_not_gone_on_with(tmp_path):
     finding = Finding(3, "00ff", [Problem("error", "kind", "text é")])
-    with Journal(tmp_path / "a.jsonl", "one") as journal:
+    with Journal(tmp_path / "a.jsonl", "one", lambda index: [index]) as journal:
         journal.add(finding)
-    with Journal(tmp_path / "a.jsonl", "one") as journal:
+    with Journal(tmp_path / "a.jsonl", "one", lambda index: [index]) as journal:
         assert journal.done == {3: finding}
-    with Journal(tmp_path / "a.jsonl", "two") as journal:
+    with Journal(tmp_path / "a.jsonl", "two", lambda index: [index]) as journal:
         assert journal.done == {}
 
 
