@@ -21,6 +21,7 @@ EXP ?= mini_all
 SUITE ?= scaling_mini
 SEEDS ?= 1
 PY := $(VENV)/bin/python
+comma := ,
 READY := $(VENV)/.ready
 
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -28,6 +29,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # threads that never spin halve the speed of a run that is alone. A short spin avoids both.
 export GOMP_SPINCOUNT ?= 1000
 
+needs = $(if $($(1)),,$(error $(1)=... is needed: $(2)))
 CLI = $(PY) -m dataseg.cli
 CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/with/$(overlay).yaml) \
          --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs "$(RUNS)" \
@@ -79,26 +81,27 @@ data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one p
 	$(PY) -m data_modules.stats $(CONFIG) $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
-	$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
-	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) $(ARGS)
+	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
+	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) \
+	  $(if $(STRATEGY),--config=conf/strategy/$(STRATEGY).yaml) $(if $(DATA),--data.root="$(DATA)") $(ARGS)
 
 report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)
 	$(PY) -m dataseg.report --suite conf/suite/$(SUITE).yaml --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
-	$(PY) -m dataseg.replay "$(FILE)" $(ARGS)
+	$(call needs,FILE,a file that a run with a loss that was not finite has left)$(PY) -m dataseg.replay "$(FILE)" $(ARGS)
 
 conf/exp/%.yaml:
 	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
 
 score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
-	$(PY) -m dataseg.score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
+	$(call needs,TASK,semantic$(comma) panoptic or instance)$(call needs,GT,the ground truth)$(call needs,PRED,the predictions)$(PY) -m dataseg.score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
 
 embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
 	$(PY) -m dataseg.embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
 
 export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
-	$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(call needs,CKPT,the checkpoint to export)$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from data_modules.co_training import CoTraining
 from data_modules.formats.base import Reader
-from dataseg.cli import CoTrainingCLI
+from dataseg.cli import CoTrainingCLI, mistake
 from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import UserError
 from dataseg.text import TextEmbeddings
@@ -87,5 +87,8 @@ def run(main: Callable[[], int]) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except ValueError as error:
+        message = mistake(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")

@@ -178,11 +178,10 @@ def main(args: ArgsType = None) -> CoTrainingCLI:
             save_config_kwargs={"overwrite": True},
         )
     except ValueError as error:
-        found = _user_error(error)
-        if found is None:
+        message = mistake(error)
+        if message is None:
             raise
-        text = str(found)  # from a loading process it comes with that process's traceback before it
-        sys.exit(f"error: {text.rpartition('UserError: ')[2].strip()}")
+        sys.exit(f"error: {message}")
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -196,11 +195,13 @@ def main(args: ArgsType = None) -> CoTrainingCLI:
         sys.exit(f"error: the disk is full{where}. The checkpoints are whole: make room and go on with RESUME=auto")
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The mistake that an error of jsonargparse, raised while it built something, goes back to."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+def mistake(error: BaseException) -> str | None:
+    """What the user is told of an error that goes back to a `UserError`, as jsonargparse's do; None if it does not."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    # from a loading process it comes with that process's traceback before it
+    return None if cause is None else str(cause).rpartition("UserError: ")[2].strip()
 
 
 if __name__ == "__main__":

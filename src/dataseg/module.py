@@ -136,9 +136,12 @@ class CoTrainedSegmenter(pl.LightningModule):
         """Shard the network where the strategy asks for it (``conf/strategy/fsdp.yaml``, ``fsdp1.yaml``); once.
 
         Raises:
-            UserError: Lightning's own FSDPStrategy, which knows neither the blocks nor the parameters' names.
+            UserError: Lightning's own FSDPStrategy, which knows neither the blocks nor the parameters' names; or
+                weights of 16 bits.
         """
         strategy, network = self.trainer.strategy, self.network
+        if str(self.trainer.precision).endswith("16-true"):
+            raise UserError(f"trainer.precision={self.trainer.precision} is not for training: take bf16-mixed")
         if isinstance(network, FSDPModule | FullyShardedDataParallel):
             return
         if isinstance(strategy, sharding.FullySharded):
