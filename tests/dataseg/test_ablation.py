@@ -137,6 +137,13 @@ def test_results_of_another_command_are_kept_aside(suite, tmp_path, stand_in):
     assert text.count("asked for otherwise before") == 3
     old = tmp_path / "runs" / "tiny" / "mini_ade@4" / "seed0.old1" / "metrics.json"
     assert json.loads(old.read_text())["ade.miou"] == 4
+    assert "# 3 of them hold results of other arguments" in commands(jobs(suite, tmp_path, seeds=1), 1)
+
+
+def test_another_machine_is_no_other_run(suite, tmp_path, stand_in):
+    run(suite, jobs(suite, tmp_path, "--data.num_workers=2", seeds=1))
+    elsewhere = jobs(suite, tmp_path, "--data.root=/elsewhere", "--config=conf/strategy/ddp.yaml", seeds=1)
+    assert all(job.is_done() for job in elsewhere)
 
 
 def test_runs_done_elsewhere_count(suite, tmp_path, stand_in):

@@ -50,6 +50,9 @@ def commands(jobs: Sequence[Job], machines: int) -> str:
     """What to run on each machine, one line a run; those that are done are left out."""
     todo = [job for job in jobs if not job.is_done()]
     lines = [f"# {len(todo)} of {len(jobs)} runs; afterwards put runs/ of all machines together for the report"]
+    others = sum(job.is_another() for job in todo)
+    if others:
+        lines.append(f"# {others} of them hold results of other arguments, which are kept as <run>.old<n>")
     python = os.path.relpath(sys.executable)
     for number, share in enumerate(share_out(todo, machines), start=1):
         lines.append(f"# machine {number} of {machines}: {len(share)} runs, {sum(job.steps for job in share):,} steps")

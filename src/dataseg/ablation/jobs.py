@@ -20,6 +20,18 @@ from dataseg.structures import UserError
 COMMAND, OUTPUT, METRICS = "command.json", "output.txt", "metrics.json"
 """Files of a run's folder: what was asked for, what it printed, its figures."""
 
+MACHINE = (
+    "--data.root",
+    "--data.cache",
+    "--data.num_workers",
+    "--data.prefetch_factor",
+    "--trainer.accelerator",
+    "--trainer.devices",
+    "--trainer.num_nodes",
+    "--config=conf/strategy/",
+)
+"""Arguments that say where and on what a run is computed, not what."""
+
 _BAR = re.compile(r"(\d+)/(\d+) \[")
 _TAIL = 4096  # bytes of the output that are looked at
 
@@ -50,9 +62,13 @@ class Job:
         return [sys.executable, "-m", "dataseg.cli", *self.arguments]
 
     def is_done(self) -> bool:
-        """Whether its last evaluation is there, and was asked for by this very command."""
+        """Whether its last evaluation is there, and was asked for by this command (but for `MACHINE`)."""
+        return not self.is_another() and is_complete(_read(self.folder / METRICS), self.steps)
+
+    def is_another(self) -> bool:
+        """Whether the folder holds what another command was asked for."""
         asked = _read(self.folder / COMMAND)
-        return asked in (None, list(self.arguments)) and is_complete(_read(self.folder / METRICS), self.steps)
+        return asked is not None and _what(asked) != _what(self.arguments)
 
     def clear(self) -> Path | None:
         """Make room for the run to start or to go on.
@@ -61,8 +77,7 @@ class Job:
             where an earlier run of another command was moved to.
         """
         moved = None
-        asked = _read(self.folder / COMMAND)
-        if asked not in (None, list(self.arguments)):
+        if self.is_another():
             names = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 1000))
             moved = next(name for name in names if not name.exists())
             self.folder.rename(moved)
@@ -99,6 +114,10 @@ class Job:
                 return file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
+
+
+def _what(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith(MACHINE)]
 
 
 def folder_of(suite: Suite, row: Row, seed: int, runs: Path) -> Path:
