@@ -3,8 +3,9 @@
 #   ARGS   overrides for the command line                           ARGS="--trainer.max_steps=50 --data.ratios.coco=2"
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
-#   CKPT   checkpoint to evaluate (default: untrained weights) or to export: a file, or a folder of shards
-#   OUT    file to export to (default: model.safetensors in the run's folder)
+#   CKPT   checkpoint to evaluate (default: untrained weights), to export or to predict with: a file, or a folder of shards
+#   OUT    file to export to (default: model.safetensors in the run's folder); folder to predict to (default: predictions)
+#   IMAGES images to predict on: folders, files
 #   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
 #   WITH   overlays on the experiment: files of conf/with without .yaml        make train EXP=mini_all WITH="mixed_batches"
 #   ON     what to evaluate on: all = every data set there is, trained on or not (default: the experiment's own)
@@ -37,7 +38,7 @@ CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/w
          $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data.root="$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats ablation report replay score embed export tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats ablation report replay score embed export predict tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -102,6 +103,10 @@ embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for ever
 
 export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
 	$(call needs,CKPT,the checkpoint to export)$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=photos OUT=predictions (ARGS="--dataset=coco")
+	@$(if $(and $(CKPT),$(IMAGES)),,echo "error: say the model and the images: make predict CKPT=runs/.../best.ckpt IMAGES=photos"; exit 1)
+	$(PY) -m dataseg.predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

@@ -12,9 +12,9 @@ import torch
 
 from callbacks.board import board
 from callbacks.legend import BACKGROUND, legend, present, titles
-from dataseg.drawing import Picture, draw, fit, resize
+from dataseg.drawing import MIN_SCORE, Picture, confident, draw, fit, resize
 from dataseg.module import CoTrainedSegmenter
-from dataseg.structures import Batch, InstanceMasks, SegmentMap, Segments, Target, Task, Vocabulary
+from dataseg.structures import Batch, SegmentMap, Segments, Target, Task, Vocabulary
 
 TITLES = ("image", "ground truth", "prediction")
 GAP = 4
@@ -29,7 +29,7 @@ class Panels(pl.Callback):
         min_score: instances of a lower score are left out of the picture.
     """
 
-    def __init__(self, images: int = 4, max_side: int = 480, min_score: float = 0.4) -> None:
+    def __init__(self, images: int = 4, max_side: int = 480, min_score: float = MIN_SCORE) -> None:
         self.images = images
         self.max_side = max_side
         self.min_score = min_score
@@ -71,7 +71,7 @@ class Panels(pl.Callback):
             truth = fit(truth, size)  # first: what follows takes time for every pixel
         if task is Task.SEMANTIC:
             truth = _by_class(cast(SegmentMap, truth), len(vocabulary))
-        shown = self._confident(prediction.to("cpu"))
+        shown = confident(prediction.to("cpu"), self.min_score)
         if isinstance(shown, SegmentMap):
             shown = fit(shown, size)
         pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
@@ -82,17 +82,6 @@ class Panels(pl.Callback):
         scale = self.max_side / max(height, width)
         scale = int(scale) if scale >= 1 else scale
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def _confident(self, prediction: Segments) -> Segments:
-        if not isinstance(prediction, InstanceMasks) or prediction.scores is None:
-            return prediction
-        keep = torch.nonzero(prediction.scores >= self.min_score)[:, 0].tolist()
-        return InstanceMasks(
-            rles=[prediction.rles[k] for k in keep],
-            labels=prediction.labels[keep],
-            size=prediction.size,
-            scores=prediction.scores[keep],
-        )
 
 
 def _framed(pictures: list[Picture], labels: list[int], vocabulary: Vocabulary) -> Picture:

@@ -12,9 +12,12 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Target, Vocabulary
+from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Segments, Target, Vocabulary
 
 Picture = npt.NDArray[np.uint8]
+
+MIN_SCORE = 0.4
+"""Predicted instances of a lower score are left out of pictures: there are up to 100, and most are nothing."""
 
 LINE = (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -69,6 +72,19 @@ def fit(target: SegmentMap, size: tuple[int, int]) -> SegmentMap:
         return target
     ids = target.ids.cpu().to(torch.int16 if len(target) < 2**15 else torch.int32)  # what OpenCV can resize
     return replace(target, ids=torch.from_numpy(cv2.resize(ids.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST)))
+
+
+def confident(prediction: Segments, min_score: float = MIN_SCORE) -> Segments:
+    """A prediction without its instances of a lower score; maps, whose segments have been chosen, as they are."""
+    if not isinstance(prediction, InstanceMasks) or prediction.scores is None:
+        return prediction
+    keep = torch.nonzero(prediction.scores >= min_score)[:, 0].tolist()
+    return InstanceMasks(
+        rles=[prediction.rles[k] for k in keep],
+        labels=prediction.labels[keep],
+        size=prediction.size,
+        scores=prediction.scores[keep],
+    )
 
 
 def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = True, alpha: float = 0.65) -> Picture:

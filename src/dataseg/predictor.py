@@ -177,20 +177,7 @@ class Predictor:
             return chosen
         if isinstance(chosen, str):
             return self._by_name(chosen)
-        prompts = [(names,) if isinstance(names, str) else tuple(names) for names in chosen]
-        if not prompts or not all(p and all(name.strip() for name in p) for p in prompts):
-            raise UserError(f"class names must be one or more non-empty texts, got {chosen!r}")
-        unknown = sorted(set(stuff) - {p[0] for p in prompts})
-        if unknown:
-            raise UserError(f"stuff names {unknown} are not among the classes {[p[0] for p in prompts]}")
-        colors = np.random.default_rng(0).integers(40, 256, (len(prompts), 3)).tolist()
-        return Vocabulary(
-            "given names",
-            tuple(
-                ClassSpec(index, p[0], p[0] not in stuff, p, tuple(color))
-                for index, (p, color) in enumerate(zip(prompts, colors, strict=True))
-            ),
-        )
+        return vocabulary_of_names(chosen, stuff)
 
     def _by_name(self, name: str) -> Vocabulary:
         if name in self.vocabularies:
@@ -249,6 +236,28 @@ class Predictor:
                 f" with ({wanted[:12]}...), though they have one name: get the right ones"
             )
         return vectors
+
+
+def vocabulary_of_names(names: ClassNames, stuff: Sequence[str] = ()) -> Vocabulary:
+    """The vocabulary of class names: ids count from 0, colours are drawn by lot.
+
+    Raises:
+        UserError: no name, or an empty one; or a name of ``stuff`` is not among the classes.
+    """
+    prompts = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+    if not prompts or not all(p and all(prompt.strip() for prompt in p) for p in prompts):
+        raise UserError(f"class names must be one or more non-empty texts, got {names!r}")
+    unknown = sorted(set(stuff) - {p[0] for p in prompts})
+    if unknown:
+        raise UserError(f"stuff names {unknown} are not among the classes {[p[0] for p in prompts]}")
+    colors = np.random.default_rng(0).integers(40, 256, (len(prompts), 3)).tolist()
+    return Vocabulary(
+        "given names",
+        tuple(
+            ClassSpec(index, p[0], p[0] not in stuff, p, tuple(color))
+            for index, (p, color) in enumerate(zip(prompts, colors, strict=True))
+        ),
+    )
 
 
 def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> None:

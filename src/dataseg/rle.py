@@ -79,6 +79,12 @@ def _changes_on_gpu(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return mask.cpu().numpy(), (column * masks.shape[1] + row).cpu().numpy()
 
 
+def rle_to_json(rle: dict[str, Any]) -> dict[str, Any]:
+    """A compressed RLE as result files hold it, its counts as text."""
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
 def rle_of(segmentation: Any, rows: int, columns: int) -> dict[str, Any] | None:
     """A COCO annotation's ``segmentation`` as compressed RLE, rasterised as pycocotools does; None if it gives no mask.
 

@@ -14,7 +14,7 @@ from legs import SMALL
 
 import dataseg
 from data_modules.mini import MiniSpec, ensure
-from dataseg import cli, export, hub
+from dataseg import cli, export, hub, predict
 from dataseg.model_file import read_model
 from dataseg.resume import SHARD_STATE
 from dataseg.structures import SegmentMap, UserError, Vocabulary
@@ -115,6 +115,17 @@ def test_predicts_as_the_evaluation_does(exported, base, checkpoint):
                     torch.testing.assert_close(found.scores, wanted.scores)
                 compared += len(wanted)
     assert compared > 20
+
+
+def test_predicts_from_the_checkpoint_as_from_the_file(exported, checkpoint, base, tmp_path):
+    contents = []
+    for model in (checkpoint, exported):
+        out = tmp_path / model.suffix
+        options = ["--images", str(base / "mini" / "coco" / "val2017"), "--out", str(out), "--dataset", "coco"]
+        assert predict.main(["--model", str(model), *options]) == 0
+        contents.append(json.loads((out / predict.RESULT).read_text()))
+    assert contents[0] == contents[1]
+    assert len(contents[0]["images"]) == 2
 
 
 def reader_index(reader, image_id: str) -> int:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F  # noqa: N812
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dataseg
@@ -274,6 +275,9 @@ def test_wrong_images_are_one_message(path, picture, tmp_path):
         model(picture / 255, "home")
     with pytest.raises(UserError, match="not a readable image"):
         model(text, "home")
+    Image.new("1", (2**16, 2**15)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match=r"huge\.png is not a readable image"):  # more pixels than OpenCV takes
+        model(tmp_path / "huge.png", "home")
     with pytest.raises(UserError, match="cannot read the image"):
         model(tmp_path / "missing.jpg", "home")
 

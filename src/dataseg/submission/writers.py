@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataseg.rle import rle_to_json
 from dataseg.structures import InstanceMasks, SegmentMap, Task, UserError, Vocabulary
 from dataseg.submission.files import write_json, write_png
 
@@ -105,13 +106,11 @@ class InstanceWriter(SubmissionWriter):
         for rle, category, score in zip(prediction.rles, categories, scores, strict=True):
             if rle is None:
                 raise UserError(f"{self.path}, image {image_id}: a prediction has no mask")
-            counts = rle["counts"]
-            mask = {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
             self.records.append(
                 {
                     "image_id": official_image_id(image_id),
                     "category_id": category,
-                    "segmentation": mask,
+                    "segmentation": rle_to_json(rle),
                     "score": score,
                 }
             )
