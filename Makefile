@@ -105,8 +105,7 @@ export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best
 	$(call needs,CKPT,the checkpoint to export)$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=photos OUT=predictions (ARGS="--dataset=coco")
-	@$(if $(and $(CKPT),$(IMAGES)),,echo "error: say the model and the images: make predict CKPT=runs/.../best.ckpt IMAGES=photos"; exit 1)
-	$(PY) -m dataseg.predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
+	$(call needs,CKPT,a checkpoint or exported model)$(call needs,IMAGES,folders and files)$(PY) -m dataseg.predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

@@ -171,11 +171,11 @@ def test_scores_decide_what_pictures_show():
     assert len(predict.describe(segments, PETS)) == 2
 
 
-def test_make_says_what_is_missing():
-    for given in ((), ("CKPT=x.ckpt",), ("IMAGES=photos",)):
-        done = subprocess.run(
-            ["make", "--silent", "-o", "setup", "predict", *given], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode
-        assert "error: say the model and the images" in done.stdout
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [(["predict"], "CKPT"), (["predict", "CKPT=x.ckpt"], "IMAGES"), (["export"], "CKPT"), (["replay"], "FILE")],
+)
+def test_make_says_what_is_missing(words, missing):
+    done = subprocess.run(["make", "-o", "setup", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode
+    assert f"{missing}=... is needed" in done.stderr
