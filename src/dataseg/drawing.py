@@ -51,9 +51,10 @@ def _caption(picture: Picture, text: str, x: float, y: float) -> None:
     scale = max(0.35, min(picture.shape[:2]) / 900)
     (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
     rows, columns = picture.shape[:2]
-    where = (int(max(0, min(x, columns - width - 2))), int(max(height + 2, min(y, rows - 4))))  # whole, if it fits
-    cv2.putText(picture, text, where, FONT, scale, (0, 0, 0), 2, cv2.LINE_AA)
-    cv2.putText(picture, text, where, FONT, scale, LINE, 1, cv2.LINE_AA)
+    left, base = int(max(1, min(x, columns - width - 2))), int(max(height + 2, min(y, rows - 4)))  # whole, if it fits
+    for aside, down in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # the outline: OpenCV 5 sets thicker letters wider apart
+        cv2.putText(picture, text, (left + aside, base + down), FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(picture, text, (left, base), FONT, scale, LINE, 1, cv2.LINE_AA)
 
 
 def resize(image: Picture, size: tuple[int, int]) -> Picture:
