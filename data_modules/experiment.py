@@ -51,9 +51,7 @@ class Experiment(CoTrainingCLI):
 
     def instantiate_classes(self) -> None:
         """Only the data."""
-        parser = ArgumentParser()
-        parser.add_subclass_arguments(LightningDataModule, "data")
-        data = parser.instantiate(Namespace(data=self.config["data"])).data  # type: ignore[no-untyped-call]
+        data = self.build_data()
         if not isinstance(data, CoTraining):
             raise UserError(f"data.class_path must be data_modules.CoTraining, not {type(data).__name__}")
         self.data = data

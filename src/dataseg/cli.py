@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from dataseg import config as config_files
 from dataseg import resume
-from dataseg.differences import differences
+from dataseg.differences import ABOUT_THE_RUN, differences
 from dataseg.module import CoTrainedSegmenter
 from dataseg.sharding import MAKE_WHOLE
 from dataseg.structures import DatasetSpec, UserError
@@ -33,7 +33,7 @@ def _specs(data: LightningDataModule) -> dict[str, DatasetSpec]:
     return data.specs  # type: ignore[attr-defined, no-any-return]
 
 
-_NOT_EVALUATED = ("model.optimization", "model.criterion", "model.weights", "model.network.backbone.pretrained")
+_NOT_EVALUATED = {"model.optimization", "model.criterion", "model.weights", "model.network.backbone.pretrained"}
 """Settings that an evaluation does not depend on."""
 
 
@@ -82,11 +82,14 @@ class CoTrainingCLI(LightningCLI):
             self._resume()
         elif self.config[self.subcommand].get("ckpt_path"):
             self._compare_method(Path(self.config[self.subcommand].ckpt_path))
+        self.build_data().require_files(self.subcommand)
+
+    def build_data(self) -> Any:
+        """The configuration's data module alone."""
         parser = ArgumentParser()
         parser.add_subclass_arguments(LightningDataModule, "data")
         config = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
-        data = parser.instantiate(config).data
-        data.require_files(self.subcommand)
+        return parser.instantiate(config).data
 
     def _resume(self) -> None:
         config = self.config[self.subcommand]
@@ -113,9 +116,7 @@ class CoTrainingCLI(LightningCLI):
         self._step = found.step
         rank_zero_info(f"resuming run {found.run} after step {found.step}")
         then, now = self._configs(found.checkpoint)
-        changes = differences([then, now]) if then else {}
-        if then and then.get("seed_everything") != now.get("seed_everything"):
-            changes["seed_everything"] = [str(config.get("seed_everything")) for config in (then, now)]
+        changes = differences([then, now], ABOUT_THE_RUN - {"seed_everything"}) if then else {}
         if changes:
             old = config.runs / config.exp / found.run / "config.yaml"
             kept = old.with_name(f"config.until_step_{found.step}.yaml")
@@ -131,8 +132,8 @@ class CoTrainingCLI(LightningCLI):
         """Warn where a checkpoint was trained with another method than it is evaluated with."""
         self._require_whole(checkpoint)
         then, now = self._configs(checkpoint)
-        found = differences([{"model": config["model"]} for config in (then, now)]) if "model" in then else {}
-        changes = {key: values for key, values in found.items() if not key.startswith(_NOT_EVALUATED)}
+        methods = [{"model": config["model"]} for config in (then, now)] if "model" in then else [{}]
+        changes = differences(methods, _NOT_EVALUATED)
         if changes:
             rank_zero_warn(
                 f"{checkpoint} was trained with other settings than it is evaluated with: {_listed(changes)}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 ABSENT = object()
 """A key that a configuration lacks."""
 
-_ABOUT_THE_RUN = frozenset(
+ABOUT_THE_RUN = frozenset(
     {
         "seed_everything",
         "exp",
@@ -27,19 +27,20 @@ _ABOUT_THE_RUN = frozenset(
 """Names and places, which say nothing about the experiment."""
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def differences(configs: Sequence[Mapping[str, Any]], ignored: Collection[str] = ABOUT_THE_RUN) -> dict[str, list[str]]:
     """Texts of the values by key, only of keys that differ; ``init_args`` is left out of keys.
 
     Args:
         configs: at least one.
+        ignored: keys that are not looked at, nor anything below them.
     """
     found: dict[str, list[str]] = {}
-    _compare("", list(configs), found)
+    _compare("", list(configs), ignored, found)
     return found
 
 
-def _compare(key: str, values: Sequence[Any], found: dict[str, list[str]]) -> None:
-    if key in _ABOUT_THE_RUN or all(value == values[0] for value in values):
+def _compare(key: str, values: Sequence[Any], ignored: Collection[str], found: dict[str, list[str]]) -> None:
+    if key in ignored or all(value == values[0] for value in values):
         return
     named = [_by_class(value) for value in values]
     if not all(isinstance(value, Mapping) for value in named) or _classes_differ(named):
@@ -47,7 +48,7 @@ def _compare(key: str, values: Sequence[Any], found: dict[str, list[str]]) -> No
         return
     for part in dict.fromkeys(part for value in named for part in value):
         inner = key if part == "init_args" else f"{key}.{part}" if key else str(part)
-        _compare(inner, [value.get(part, ABSENT) for value in named], found)
+        _compare(inner, [value.get(part, ABSENT) for value in named], ignored, found)
 
 
 def _by_class(value: Any) -> Any:

@@ -70,11 +70,11 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {path} ({error.strerror or error})") from error
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags) if content else None
     except cv2.error as error:  # more pixels than OpenCV takes
         raise UserError(f"{path} is not a readable image ({error.err})") from error
     if image is None:
         raise UserError(f"{path} is not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return image.astype(np.uint8, copy=False)
