@@ -1,9 +1,11 @@
 """The command line on small data sets in the official layouts: files in, checkpoint and figures out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -213,6 +215,22 @@ def test_a_checkpoint_of_another_network_is_told_in_a_few_lines(run, suite, tmp_
         main(arguments("validate", suite, tmp_path, f"--ckpt_path={checkpoint}", "--model.network.hidden_dim=32"))
     assert "error: the checkpoint is of another network than the configuration's" in str(stop.value)
     assert len(str(stop.value).splitlines()) == 6
+
+
+def test_resuming_with_other_settings_names_them_and_keeps_the_old(run, suite, tmp_path):
+    own = shutil.copytree(run, tmp_path / "mini_all" / "test", symlinks=True)
+    before = (own / "config.yaml").read_text()
+    more = ["--trainer.max_steps=10", "--trainer.val_check_interval=10", "--trainer.log_every_n_steps=1"]
+    more += ["--seed_everything=3", "--model.optimization.lr=0.25", "--resume=auto"]
+    with pytest.warns(UserWarning, match="going on with other settings than before") as told:
+        main(arguments("fit", suite, tmp_path, *more))
+    text = next(str(w.message) for w in told if "going on" in str(w.message))
+    for words in ("seed_everything 3, was 0", "model.optimization.lr 0.25, was 0.0005", "trainer.max_steps 10, was 9"):
+        assert words in text
+    assert "data.root" not in text
+    assert (own / "config.until_step_9.yaml").read_text() == before
+    group = torch.load(own / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]
+    assert group["initial_lr"] == 0.25
 
 
 def test_golden_loss_of_three_steps(run):
