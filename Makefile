@@ -64,6 +64,7 @@ lint: setup ## style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: setup ## apply the style
 	$(PY) -m ruff format .
@@ -76,36 +77,36 @@ eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=run
 	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path="$(CKPT)") $(ARGS)
 
 data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment's data: EXP=mini_all (ARGS="--images=100")
-	$(PY) -m data_modules.check $(CONFIG) $(ARGS)
+	$(CLI) data-check $(CONFIG) $(ARGS)
 
 data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one page: EXP=mini_all
-	$(PY) -m data_modules.stats $(CONFIG) $(ARGS)
+	$(CLI) data-stats $(CONFIG) $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
-	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(PY) -m dataseg.ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
+	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
 	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) \
 	  $(if $(STRATEGY),--config=conf/strategy/$(STRATEGY).yaml) $(if $(DATA),--data.root="$(DATA)") $(ARGS)
 
 report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)
-	$(PY) -m dataseg.report --suite conf/suite/$(SUITE).yaml --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(CLI) report --suite conf/suite/$(SUITE).yaml --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
-	$(call needs,FILE,a file that a run with a loss that was not finite has left)$(PY) -m dataseg.replay "$(FILE)" $(ARGS)
+	$(call needs,FILE,a file that a run with a loss that was not finite has left)$(CLI) replay "$(FILE)" $(ARGS)
 
 conf/exp/%.yaml:
 	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
 
 score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
-	$(call needs,TASK,semantic$(comma) panoptic or instance)$(call needs,GT,the ground truth)$(call needs,PRED,the predictions)$(PY) -m dataseg.score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
+	$(call needs,TASK,semantic$(comma) panoptic or instance)$(call needs,GT,the ground truth)$(call needs,PRED,the predictions)$(CLI) score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
 
 embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
-	$(PY) -m dataseg.embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
+	$(CLI) embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
 
 export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
-	$(call needs,CKPT,the checkpoint to export)$(PY) -m dataseg.export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(call needs,CKPT,the checkpoint to export)$(CLI) export "$(CKPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=photos OUT=predictions (ARGS="--dataset=coco")
-	$(call needs,CKPT,a checkpoint or exported model)$(call needs,IMAGES,folders and files)$(PY) -m dataseg.predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
+	$(call needs,CKPT,a checkpoint or exported model)$(call needs,IMAGES,folders and files)$(CLI) predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

@@ -41,9 +41,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from data_modules import CocoPanoptic
-from data_modules.formats.images import read_image, read_rgb_ids
-from data_modules.streams import TrainView
+from data_modules.datasets import TrainView
 from data_modules.transforms import TrainTransform
+from dataseg.io.images import read_image, read_rgb_ids
 from dataseg.structures import PADDING_RGB, SegmentMap
 
 Key = tuple[int, int]

@@ -25,8 +25,8 @@ from _common import Report, ratio, side_by_side
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
+from dataseg.io.rle import encode_masks
 from dataseg.metrics import MaskAveragePrecision, PanopticQuality
-from dataseg.rle import encode_masks
 from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Vocabulary
 
 SIZE = (480, 640)

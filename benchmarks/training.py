@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
+from dataseg.checkpoint.state_dict_adapter import HUGGING_FACE, translate
 from dataseg.losses import Criterion
 from dataseg.network import LinearClassifier, MaskClassificationNetwork, TimmBackbone
 from dataseg.structures import Batch, ClassEmbeddings, Proposals, SegmentMap, Target, Task
-from dataseg.weight_names import HUGGING_FACE, translate
 
 CLASSES, QUERIES, LAYERS = 133, 100, 10  # layers that predict
 SEGMENTS = 14  # an image

@@ -1,16 +1,17 @@
 """What watches a run from outside: evaluation, pictures, throughput, records."""
 
-from callbacks.checkpoints import Checkpoints
-from callbacks.class_tables import ClassTables
-from callbacks.dashboard import Dashboard
+from callbacks.checkpointing import Checkpoints
 from callbacks.evaluation import Evaluation
-from callbacks.guards import NonFiniteError, NonFiniteGuard, UnreadableSamples
-from callbacks.losses import LossCurves
-from callbacks.panels import Panels
-from callbacks.progress import ProgressBar
-from callbacks.record import RunRecord
-from callbacks.submission import Submissions
+from callbacks.loss_logger import LossCurves
+from callbacks.metrics_file import RunRecord
+from callbacks.nonfinite_guard import NonFiniteError, NonFiniteGuard
+from callbacks.progress_bar import ProgressBar
+from callbacks.submissions import Submissions
+from callbacks.tensorboard.class_tables import ClassTables
+from callbacks.tensorboard.image_panels import Panels
+from callbacks.tensorboard.layout import Dashboard
 from callbacks.throughput import Throughput
+from callbacks.unreadable_samples import UnreadableSamples
 
 __all__ = [
     "Checkpoints",

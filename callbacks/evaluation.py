@@ -13,8 +13,8 @@ from torch import Tensor
 from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
 from dataseg.metrics.mean_iou import Convention
 from dataseg.metrics.panoptic_quality import AreaMode
-from dataseg.module import CoTrainedSegmenter
 from dataseg.structures import Batch, DatasetSpec, Segments, Task, UserError
+from dataseg.training.module import CoTrainedSegmenter
 
 Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
 

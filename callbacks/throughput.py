@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.losses import is_logged
+from callbacks.loss_logger import is_logged
 from dataseg.structures import UNREADABLE
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch.utils.data import DataLoader
 
-from data_modules.formats.base import Reader
-from data_modules.formats.cache import use_cache
+from data_modules.datasets import OnError, TrainView
+from data_modules.formats.reader import Reader
+from data_modules.layout import Missing, NamedError, explain_missing, find_missing, split_missing, tell_skipped
+from data_modules.loaders import Stream, evaluation_loader, names_of
 from data_modules.mini import MiniSpec, ensure
-from data_modules.missing import Missing, NamedError, explain, find_missing, split, tell_skipped
-from data_modules.order import blocks, tempered
-from data_modules.streams import OnError, Schedule, Stream, TrainView, evaluation_loader, names_of, share_out
+from data_modules.sampling import Schedule, blocks, share_out, tempered
 from data_modules.transforms import EvaluationTransform, TrainTransform
+from dataseg.io.cache import use_cache
 from dataseg.structures import DatasetSpec, Sample, Task, UserError, Views, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class CoTraining(LightningDataModule):
         if self.missing == "stop":
             return self._val
         self._ensure_mini()
-        present, self._skipped = split(self._val, self.root)
+        present, self._skipped = split_missing(self._val, self.root)
         return present
 
     @property
@@ -238,7 +239,7 @@ class CoTraining(LightningDataModule):
     def _locate(self, wanted: list[tuple[str, Reader]]) -> None:
         missing = find_missing(wanted, self.root)
         if missing:
-            raise UserError(explain(missing, len(wanted), self.root))
+            raise UserError(explain_missing(missing, len(wanted), self.root))
 
     def train_dataloader(self) -> CombinedLoader:
         trainer = self.trainer

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from data_modules.formats.base import ImageArray
-from data_modules.formats.detection import MIN_SIDE
-from data_modules.formats.runs import Runs
-from dataseg.preprocess import EvaluationSize, resize, to_tensor
+from data_modules.annotation_index.coco_json import MIN_SIDE
+from dataseg.inference.resize import EvaluationSize, resize, to_tensor
+from dataseg.io.id_map import Runs
+from dataseg.io.images import ImageArray
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its newest version

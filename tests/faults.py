@@ -27,10 +27,10 @@ import cv2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
-from legs import arguments, finish, read, start, wait_until  # noqa: E402
+from cli_runs import arguments, finish, read, start, wait_until  # noqa: E402
 
 from data_modules.mini import MiniSpec, ensure  # noqa: E402
-from dataseg import resume  # noqa: E402
+from dataseg.checkpoint import files, validate  # noqa: E402
 
 STEPS = 4
 OPTIONS = ["--data.batch_size=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"]
@@ -90,7 +90,7 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        return self.runs / "mini_all" / "test" / resume.FOLDER
+        return self.runs / "mini_all" / "test" / files.FOLDER
 
     def begin(self, *options: str, suite: Path | None = None):
         extra = [o for o in options if o.startswith("--trainer.callbacks+=")]
@@ -165,8 +165,8 @@ def ends_with_message(bench: Bench, *words: str) -> None:
 
 
 def checkpoints_are_good(bench: Bench) -> None:
-    for path in resume.step_files(bench.folder).values() if bench.folder.exists() else ():
-        problem = resume.problem_of(path)
+    for path in files.step_files(bench.folder).values() if bench.folder.exists() else ():
+        problem = validate.problem_of(path)
         require(problem is None, f"{path.name}: {problem}")
 
 
@@ -285,7 +285,7 @@ def box_outside(bench: Bench) -> bool:
 
 def weights_not_a_number(bench: Bench) -> bool:
     settings = {"step": bench.rng.randrange(STEPS), "parameter": bench.rng.choice(PARAMETERS), "value": "nan"}
-    spoil = json.dumps({"class_path": "legs.Spoil", "init_args": settings})
+    spoil = json.dumps({"class_path": "cli_runs.Spoil", "init_args": settings})
     code = finish(bench.begin(f"--trainer.callbacks+={spoil}"), SECONDS)
     require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
     ends_with_message(bench, "not finite", f"step {settings['step']}", "make replay FILE=")
@@ -311,12 +311,12 @@ def full_disk(bench: Bench) -> bool:
     ballast.unlink(missing_ok=True)
     checkpoints_are_good(bench)
     if code == 0:
-        require(STEPS in resume.step_files(bench.folder), "the last checkpoint is missing")
+        require(STEPS in files.step_files(bench.folder), "the last checkpoint is missing")
         return False
     require(code == 1, f"ended with {code}: {text[-800:]}")
     require("could not be written" in text or "the disk is full" in text, f"does not say so: {text[-800:]}")
     done = [e["step"] for e in read(bench.work / "run" / "trace") if "batch" in e]
-    written = resume.step_files(bench.folder) if bench.folder.exists() else {}
+    written = files.step_files(bench.folder) if bench.folder.exists() else {}
     require(not done or not written or max(written) <= max(done), "a checkpoint of the future")
     leftovers = list(bench.folder.glob(".*.tmp")) if bench.folder.exists() else []
     require(not leftovers, f"left behind: {leftovers}")
@@ -336,7 +336,7 @@ def sigterm_during_validation(bench: Bench) -> bool:
     require(code == 0 or (late and code == -signal.SIGTERM), f"ended with {code}: {bench.text()[-800:]}")
     require("Traceback" not in bench.text(), f"a traceback: {bench.text()[-800:]}")
     checkpoints_are_good(bench)
-    require(max(resume.step_files(bench.folder)) >= 2 * which - 1, "the checkpoint before the validation is missing")
+    require(max(files.step_files(bench.folder)) >= 2 * which - 1, "the checkpoint before the validation is missing")
     return True
 
 

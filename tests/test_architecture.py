@@ -1,4 +1,4 @@
-"""Rules of the house that hold for every file: direction of imports, no private imports, no class counts in YAML."""
+"""Rules that hold for every file: no private imports, no class counts in YAML. Imports: see pyproject.toml."""
 
 import ast
 from pathlib import Path
@@ -9,29 +9,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"dataseg": ROOT / "src" / "dataseg", "data_modules": ROOT / "data_modules", "callbacks": ROOT / "callbacks"}
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
-
-# who may not import whom (prefixes of module names)
-ENTRY_POINTS = {"data_modules.experiment"}  # reads the command line's configuration, so it knows what stands in it
-FORBIDDEN = {
-    "dataseg": ("data_modules", "callbacks"),
-    "data_modules": ("callbacks", "dataseg.network", "dataseg.losses", "dataseg.module"),
-    "callbacks": ("data_modules",),
-    "dataseg.structures": ("dataseg",),
-    "dataseg.network": ("dataseg.merge", "dataseg.losses", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
-    "dataseg.merge": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module"),
-    "dataseg.losses": ("dataseg.network", "dataseg.merge", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
-    "dataseg.canvas": ("dataseg.network", "dataseg.losses", "dataseg.merge", "dataseg.module", "dataseg.metrics"),
-    "dataseg.views": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module", "dataseg.metrics"),
-    "dataseg.postprocess": (
-        "dataseg.network",
-        "dataseg.losses",
-        "dataseg.inference",
-        "dataseg.module",
-        "dataseg.metrics",
-    ),
-    "dataseg.inference": ("dataseg.network", "dataseg.losses", "dataseg.merge", "dataseg.module", "dataseg.metrics"),
-    "dataseg.metrics": ("dataseg.network", "dataseg.losses", "dataseg.postprocess", "dataseg.module"),
-}
 
 
 def _module_name(path: Path) -> str:
@@ -52,25 +29,6 @@ def _imports(path: Path) -> list[str]:
             assert node.level == 0, f"{path}: relative import"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
-
-
-def _within(module: str, prefix: str) -> bool:
-    return module == prefix or module.startswith(prefix + ".")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_import_direction(path: Path):
-    name = _module_name(path)
-    if name in ENTRY_POINTS:
-        pytest.skip("a command line of its own: it composes")
-    for room, closed_doors in FORBIDDEN.items():
-        if not _within(name, room):
-            continue
-        for imported in _imports(path):
-            for door in closed_doors:
-                if _within(imported, room) and room != "dataseg.structures":
-                    continue
-                assert not _within(imported, door), f"{name} imports {imported}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

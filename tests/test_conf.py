@@ -9,9 +9,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from data_modules import CoTraining, Reader
-from dataseg.cli import CoTrainingCLI
-from dataseg.module import CoTrainedSegmenter
+from dataseg.cli.co_training import CoTrainingCLI
 from dataseg.structures import ClassEmbeddings
+from dataseg.training.module import CoTrainedSegmenter
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = sorted((CONF / "exp").glob("*.yaml"))

@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import legs
+import cli_runs
 import pytest
 import torch
-from legs import arguments, finish, free_port, read, start, start_ranks, strategy, wait_until
+from cli_runs import arguments, finish, free_port, read, start, start_ranks, strategy, wait_until
 
 from data_modules.mini import MiniSpec, ensure
-from dataseg import resume, sharding
+from dataseg.checkpoint import consolidate, files, validate
+from dataseg.cli import merge_shards
 from dataseg.structures import UserError
 
 STEPS = 6
@@ -135,7 +136,7 @@ def test_ranks_share_validation_and_agree_with_one(ddp, suite, tmp_path):
 def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     """What a step leaves out of its vocabularies, and groups that differ from rank to rank, hold nobody up."""
     overlays = ("classifier_learnt", "background_separate", "merge_predictions")
-    options = [*OPTIONS, *(f"--config={legs.ROOT / 'conf' / 'with' / overlay}.yaml" for overlay in overlays)]
+    options = [*OPTIONS, *(f"--config={cli_runs.ROOT / 'conf' / 'with' / overlay}.yaml" for overlay in overlays)]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     alone = run_single(suite, tmp_path / "one", *options)
@@ -189,12 +190,12 @@ def stopped_and_resumed(suite: Path, base: Path, first: list[str], then: list[st
 
 
 def checkpoint(base: Path) -> Path:
-    return resume.step_path(base / "runs" / "mini_all" / "test" / resume.FOLDER, STEPS)
+    return files.step_path(base / "runs" / "mini_all" / "test" / files.FOLDER, STEPS)
 
 
 def weights(base: Path) -> dict[str, torch.Tensor]:
     path = checkpoint(base)
-    return (sharding.consolidate(path) if path.is_dir() else torch.load(path, weights_only=True))["state_dict"]
+    return (consolidate.consolidate(path) if path.is_dir() else torch.load(path, weights_only=True))["state_dict"]
 
 
 def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -234,8 +235,8 @@ def test_sharded_checkpoints_are_resumed_from(suite, single, tmp_path):
 
 def test_a_sharded_checkpoint_made_whole_equals_that_of_one_process(single, fsdp, tmp_path):
     whole = tmp_path / "whole.ckpt"
-    assert sharding.main([str(checkpoint(fsdp)), str(whole)]) == 0
-    assert resume.problem_of(whole) is None
+    assert merge_shards.main([str(checkpoint(fsdp)), str(whole)]) == 0
+    assert validate.problem_of(whole) is None
     ours, theirs = (torch.load(path, weights_only=True) for path in (whole, checkpoint(single)))
     assert ours.keys() == theirs.keys()
     assert_same_weights(theirs["state_dict"], ours["state_dict"])
@@ -245,14 +246,14 @@ def test_a_sharded_checkpoint_made_whole_equals_that_of_one_process(single, fsdp
 def test_a_damaged_sharded_checkpoint_is_noticed(fsdp, tmp_path):
     copy = tmp_path / "step-6.ckpt"
     shutil.copytree(checkpoint(fsdp), copy)
-    assert resume.problem_of(copy) is None
+    assert validate.problem_of(copy) is None
     shard = next(copy.glob("__1_*"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert "cut short" in resume.problem_of(copy)
+    assert "cut short" in validate.problem_of(copy)
     shard.unlink()
-    assert resume.problem_of(copy) is not None
+    assert validate.problem_of(copy) is not None
     with pytest.raises(UserError, match="not a sharded checkpoint that can be read"):
-        sharding.consolidate(copy)
+        consolidate.consolidate(copy)
 
 
 # ------------------------------------------------------------------------------------------------ one rank's fault
@@ -261,7 +262,7 @@ def test_a_damaged_sharded_checkpoint_is_noticed(fsdp, tmp_path):
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp1"])
 def test_what_is_not_finite_on_one_rank_stops_both(suite, tmp_path, name):
     spoil = {"step": 2, "parameter": "network.classifier.background", "rank": 1}
-    extra = "--trainer.callbacks+=" + json.dumps({"class_path": "legs.Spoil", "init_args": spoil})
+    extra = "--trainer.callbacks+=" + json.dumps({"class_path": "cli_runs.Spoil", "init_args": spoil})
     args = [
         [*arguments(suite, tmp_path / "runs", tmp_path / f"trace.{rank}", *OPTIONS, *strategy(name)), extra]
         for rank in range(2)
@@ -307,7 +308,7 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
     options = ["--data.batch_size=4", "--trainer.max_steps=40", "--trainer.val_check_interval=40"]
     args = arguments(suite, tmp_path / "runs", tmp_path / "trace", *options, *strategy("ddp"), "--resume=auto")
     command = [*prefix, "dataseg.cli", *args]
-    paths = os.pathsep.join(str(legs.ROOT / part) for part in ("tests", "src", "."))
+    paths = os.pathsep.join(str(cli_runs.ROOT / part) for part in ("tests", "src", "."))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -323,7 +324,7 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
                 -3000:
             ]  # torchrun itself ends with an error after a signal, whatever its processes do
             assert "Traceback" not in text
-        saved = max(resume.step_files(tmp_path / "runs" / "mini_all" / "test" / resume.FOLDER))
+        saved = max(files.step_files(tmp_path / "runs" / "mini_all" / "test" / files.FOLDER))
         assert 3 <= saved < 40
         again = subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=120, check=False)
     assert again.returncode == 0, (tmp_path / "output").read_text()[-3000:]
@@ -335,7 +336,7 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
     "sharded", [[*strategy("fsdp"), "--trainer.strategy.save_distributed_checkpoint=false"], strategy("fsdp1")]
 )
 def test_files_of_one_process_and_of_sharded_ones_are_alike(suite, single, tmp_path, sharded):
-    source = resume.step_path(checkpoint(single).parent, 5)
+    source = files.step_path(checkpoint(single).parent, 5)
     run_two(suite, tmp_path, *OPTIONS, *sharded, f"--resume={source}")
     rest, expected = joined(tmp_path), steps(single / "trace.0")[5:]
     assert [row["samples"] for row in rest] == [{k: v[:2] for k, v in e["samples"].items()} for e in expected]
@@ -348,4 +349,4 @@ def test_fsdp1_does_not_go_on_from_a_folder_of_shards(suite, fsdp, tmp_path):
     options = [*OPTIONS, *strategy("fsdp1"), f"--resume={checkpoint(fsdp)}"]
     args = [arguments(suite, tmp_path / "runs", tmp_path / f"trace.{rank}", *options) for rank in range(2)]
     assert [finish(process) for process in start_ranks(args, tmp_path / "output")] == [1, 1]
-    assert "make one file of it with python -m dataseg.sharding" in (tmp_path / "output.0").read_text()
+    assert "make one file of it with dataseg merge-shards" in (tmp_path / "output.0").read_text()

@@ -10,7 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules.mini import MiniSpec, ensure
-from dataseg.cli import main
+from dataseg.cli.co_training import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = MiniSpec(seed=3, size=64, ade=(6, 4), coco=(8, 4), objects365=(8, 6), open=4)

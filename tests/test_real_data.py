@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from callbacks import Evaluation, Panels
 from data_modules import AdeSemantic, CocoPanoptic, CoTraining, Objects365Boxes
+from dataseg.inference.postprocess import PostProcessor, SemanticOptions
 from dataseg.losses import Criterion
-from dataseg.module import CoTrainedSegmenter
 from dataseg.network import MaskClassificationNetwork, TimmBackbone
-from dataseg.optimization import Optimization
-from dataseg.postprocess import PostProcessor, SemanticOptions
-from dataseg.text import TextEmbeddings, TextEncoder
+from dataseg.text.embeddings import TextEmbeddings
+from dataseg.text.encoder import TextEncoder
+from dataseg.training.module import CoTrainedSegmenter
+from dataseg.training.optimization import Optimization
 
 pytestmark = pytest.mark.slow
 

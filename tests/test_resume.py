@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from legs import arguments, finish, read, start, wait_until
+from cli_runs import arguments, finish, read, start, wait_until
 
 from data_modules.mini import MiniSpec, ensure
-from dataseg import resume
+from dataseg.checkpoint import files, validate
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def suite(tmp_path_factory) -> Path:
 
 
 def folder_of(runs: Path) -> Path:
-    return runs / "mini_all" / "test" / resume.FOLDER
+    return runs / "mini_all" / "test" / files.FOLDER
 
 
 def by_batch(trace: list[dict]) -> dict[int, dict]:
@@ -44,7 +44,7 @@ def figures(trace: list[dict]) -> dict[int, dict]:
 
 
 def state(runs: Path, step: int) -> dict:
-    return torch.load(resume.step_path(folder_of(runs), step), weights_only=True)
+    return torch.load(files.step_path(folder_of(runs), step), weights_only=True)
 
 
 def assert_same_end(whole: Path, pieces: Path, step: int) -> None:
@@ -175,6 +175,6 @@ def test_a_request_to_stop_saves_and_ends_cleanly(suite, whole, tmp_path, number
 
 
 def test_other_callbacks_see_no_checkpoint_between_step_and_validation(whole):
-    assert sorted(resume.step_files(folder_of(whole / "runs"))) == [9, 11, 12]
+    assert sorted(files.step_files(folder_of(whole / "runs"))) == [9, 11, 12]
     assert os.readlink(folder_of(whole / "runs") / "last.ckpt") == "step-12.ckpt"
-    assert resume.problem_of(folder_of(whole / "runs") / "best.ckpt") is None
+    assert validate.problem_of(folder_of(whole / "runs") / "best.ckpt") is None

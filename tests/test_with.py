@@ -5,12 +5,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from legs import ROOT, SMALL
+from cli_runs import ROOT, SMALL
 
 import dataseg
 from data_modules.mini import MiniSpec, ensure
-from dataseg import export
-from dataseg.cli import main
+from dataseg.cli import export
+from dataseg.cli.co_training import main
 from dataseg.structures import UserError
 
 OVERLAYS = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))

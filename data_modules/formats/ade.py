@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules import vocabularies
-from data_modules.formats.base import Complain, TaskName, refuse
-from data_modules.formats.labels import LabelMapReader, label_table, paired_stems
-from data_modules.formats.locate import folder, locate, with_folders
-from data_modules.formats.panoptic import PanopticReader
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.formats.label_maps import LabelMapReader, label_table, paired_stems
+from data_modules.formats.panoptic_reader import PanopticReader
+from data_modules.formats.reader import TaskName
+from data_modules.layout import folder, locate, with_folders
 
 Split = Literal["training", "validation"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules import vocabularies
-from data_modules.formats.base import TaskName
-from data_modules.formats.files import inside
-from data_modules.formats.locate import folder, locate, with_folders
-from data_modules.formats.panoptic import PanopticReader
+from data_modules.formats.panoptic_reader import PanopticReader
+from data_modules.formats.reader import TaskName
+from data_modules.layout import folder, locate, with_folders
+from dataseg.io.paths import inside
 
 _TRAIN_ID = "_trainId.json"
 

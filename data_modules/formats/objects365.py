@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules import vocabularies
-from data_modules.formats.base import TaskName
-from data_modules.formats.boxes import BoxReader
-from data_modules.formats.files import exists, inside
-from data_modules.formats.instances import InstanceReader
-from data_modules.formats.locate import locate
+from data_modules.formats.coco_boxes import BoxReader
+from data_modules.formats.coco_instances import InstanceReader
+from data_modules.formats.reader import TaskName
+from data_modules.layout import locate
+from dataseg.io.paths import exists, inside
 
 NOT_ON_DISK = (
     "patch16/objects365_v2_00908726.jpg",

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from data_modules import vocabularies
-from data_modules.formats.base import Complain, TaskName, refuse
-from data_modules.formats.files import inside, read_bytes
-from data_modules.formats.labels import LabelMapReader, label_table
-from data_modules.formats.locate import folder, locate
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.formats.label_maps import LabelMapReader, label_table
+from data_modules.formats.reader import TaskName
+from data_modules.layout import folder, locate
+from dataseg.io.paths import inside, read_bytes
 from dataseg.structures import VOID, UserError
 
 _SOURCE = (

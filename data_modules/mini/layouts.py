@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
-from data_modules.mini.drawing import Array
 from data_modules.mini.scenes import VOID, Scene
+from data_modules.mini.sprites import Array
 
 Record = dict[str, Any]
 NumberedScenes = Iterable[tuple[np.random.Generator, Scene]]

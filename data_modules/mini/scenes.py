@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_modules.mini.drawing import Array, Sprite, draw, shift_hue
 from data_modules.mini.settings import LAYOUTS, Band, Difficulty, Domain
+from data_modules.mini.sprites import Array, Sprite, draw, shift_hue
 from data_modules.mini.textures import paint, smooth_noise
 from data_modules.mini.things import SHAPES
 

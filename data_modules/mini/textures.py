@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_modules.mini.drawing import Array, Rgb
+from data_modules.mini.sprites import Array, Rgb
 
 
 def smooth_noise(rng: np.random.Generator, rows: int, columns: int, cell: float, stretch: float = 1.0) -> Array:

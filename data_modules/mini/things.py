@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_modules.mini.drawing import Part, Rgb, Shape, ellipse, polygon, rectangle
+from data_modules.mini.sprites import Part, Rgb, Shape, ellipse, polygon, rectangle
 
 _DARK: Rgb = (38, 38, 44)
 _GLASS: Rgb = (172, 216, 236)

@@ -1,13 +1,13 @@
 """Co-train one segmentation model on many data sets and many tasks (DaTaSeg, NeurIPS 2023).
 
-``model = dataseg.load("model.safetensors")`` loads an exported model; see `dataseg.predictor`.
+``model = dataseg.load("model.safetensors")`` loads an exported model; see `dataseg.deployment.predictor`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataseg.predictor import Predictor as Predictor
-    from dataseg.predictor import load as load
+    from dataseg.deployment.predictor import Predictor as Predictor
+    from dataseg.deployment.predictor import load as load
 
 _LAZY = ("Predictor", "load")  # importing the package alone stays light: no torch
 
@@ -15,6 +15,6 @@ _LAZY = ("Predictor", "load")  # importing the package alone stays light: no tor
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dataseg import predictor
+    from dataseg.deployment import predictor
 
     return getattr(predictor, name)

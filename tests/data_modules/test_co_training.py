@@ -19,7 +19,7 @@ from data_modules import (
     Objects365Instances,
 )
 from data_modules.mini import MiniSpec
-from data_modules.streams import Schedule, share_out
+from data_modules.sampling import Schedule, share_out
 from dataseg.structures import Batch, Boxes, SegmentMap, Task, UserError
 
 RATIOS = {"ade": 1, "coco": 2, "o365": 2}

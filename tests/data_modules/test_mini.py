@@ -17,9 +17,9 @@ from pycocotools import mask as coco_mask
 from data_modules.formats import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
 from data_modules.mini import Difficulty, MiniSpec, ensure, generate, is_complete, layouts, suite
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN
-from data_modules.mini.drawing import draw, shift_hue
 from data_modules.mini.scenes import CLUTTER
 from data_modules.mini.settings import LAYOUTS
+from data_modules.mini.sprites import draw, shift_hue
 from data_modules.mini.textures import STUFF, paint
 from data_modules.mini.things import SHAPES
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Vocabulary

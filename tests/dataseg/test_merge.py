@@ -3,16 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataseg.merge import (
-    MERGED_EPS,
-    merge_before_loss,
-    merge_groups,
-    merge_predictions,
-    merge_proposals,
-    merge_target,
-    query_groups,
-    unmerged_target,
-)
+from dataseg.merge import merge_groups, merge_predictions, merge_target, unmerged_target
+from dataseg.merge_predictions import MERGED_EPS, merge_before_loss, merge_proposals, query_groups
 from dataseg.structures import VOID, Boxes, InstanceMasks, Proposals, SegmentMap, Task
 
 CLASSES = 5

@@ -17,8 +17,7 @@ from torch.nn import functional
 from dataseg.losses.affinity import affinity_loss, color_similarity
 from dataseg.losses.matcher import BoxTargets, HungarianMatcher, Matches, PointTargets
 from dataseg.losses.points import (
-    Frame,
-    check_frame,
+    check_geometry,
     sample_logits,
     sample_target,
     select_uncertain,
@@ -27,6 +26,7 @@ from dataseg.losses.points import (
 )
 from dataseg.losses.terms import MaskLoss, box_profiles, dice_loss, mask_loss, mask_profiles, projection_loss
 from dataseg.structures import Batch, Boxes, InstanceMasks, Proposals, SegmentMap, Target, UserError
+from dataseg.structures.geometry import ImageGeometry
 
 MATCHING_STREAM, LOSS_STREAM = 0, 1
 """Numbers of the streams of random points that one sample's seed gives."""
@@ -133,7 +133,7 @@ class Criterion(nn.Module):
 
         Raises:
             NonFiniteCostError: the proposals are not finite; names the images.
-            UserError: a target is not in the frame of its image.
+            UserError: a target is of another size than its image.
         """
         with torch.autocast(device_type=proposals[0].class_logits.device.type, enabled=False):
             labels = [target_labels(t) for t in targets]
@@ -141,9 +141,9 @@ class Criterion(nn.Module):
                 normalizers = self._normalizers(labels, proposals[0].class_logits.shape[1])
             # below 1 only where no rank has a segment, and then every sum is 0
             segments, class_weights = normalizers[0].clamp(min=1e-6), normalizers[1]
-            frames = _frames(batch, targets)
-            matches = self._match(proposals, batch, targets, labels, frames, leaders)
-            sums = self._mask_sums(proposals, batch, targets, frames, matches)
+            geometries = _geometries(batch, targets)
+            matches = self._match(proposals, batch, targets, labels, geometries, leaders)
+            sums = self._mask_sums(proposals, batch, targets, geometries, matches)
             losses = {"class": self._class_sum(proposals, labels, matches, leaders) / class_weights}
             for name in self.weights:
                 if name != "class":
@@ -156,21 +156,21 @@ class Criterion(nn.Module):
         batch: Batch,
         targets: Sequence[Target],
         labels: Sequence[Tensor],
-        frames: Sequence[Frame],
+        geometries: Sequence[ImageGeometry],
         leaders: Tensor | None,
     ) -> Matches:
         grid = proposals[0].mask_logits.shape[-2:]
         device = proposals[0].mask_logits.device
         prepared: list[PointTargets | BoxTargets | None] = []
-        for target, frame, seed, labels_K in zip(targets, frames, batch.seeds, labels, strict=True):
+        for target, geometry, seed, labels_K in zip(targets, geometries, batch.seeds, labels, strict=True):
             if not len(labels_K):
                 prepared.append(None)
             elif isinstance(target, Boxes):
-                prepared.append(_box_targets(target, frame, grid))
+                prepared.append(_box_targets(target, geometry, grid))
             else:
                 points_P2 = uniform_points(seed, MATCHING_STREAM, (self.num_points,), device)
-                values_KP, valid_P = sample_target(target, frame, points_P2)
-                prepared.append(PointTargets(frame.to_padded(points_P2), values_KP, valid_P))
+                values_KP, valid_P = sample_target(target, geometry, points_P2)
+                prepared.append(PointTargets(geometry.to_padded(points_P2), values_KP, valid_P))
         return self.matcher(proposals, labels, prepared, batch.image_ids, leaders)
 
     def _class_sum(
@@ -199,7 +199,7 @@ class Criterion(nn.Module):
         proposals: Sequence[Proposals],
         batch: Batch,
         targets: Sequence[Target],
-        frames: Sequence[Frame],
+        geometries: Sequence[ImageGeometry],
         matches: Matches,
     ) -> dict[str, Tensor]:
         """Sums of the mask terms over layers and matched pairs; unweighted."""
@@ -217,9 +217,9 @@ class Criterion(nn.Module):
                 continue
             if isinstance(target, Boxes):
                 image = batch.images[i] if "affinity" in self.weights else None
-                terms = self._box_terms(logits_LMhw, segments_LM, target, frames[i], image)
+                terms = self._box_terms(logits_LMhw, segments_LM, target, geometries[i], image)
             else:
-                terms = self._point_terms(logits_LMhw, segments_LM, target, frames[i], batch.seeds[i])
+                terms = self._point_terms(logits_LMhw, segments_LM, target, geometries[i], batch.seeds[i])
             for name, value in terms.items():
                 sums[name] = sums[name] + value
         return sums
@@ -229,16 +229,16 @@ class Criterion(nn.Module):
         logits_LMhw: Tensor,
         segments_LM: Tensor,
         target: SegmentMap | InstanceMasks,
-        frame: Frame,
+        geometry: ImageGeometry,
         seed: int,
     ) -> dict[str, Tensor]:
         """Mask and dice terms of one image."""
         layers, masks = segments_LM.shape
         uniform = self.num_points - self.num_uncertain
         points_LN2 = uniform_points(seed, LOSS_STREAM, (layers, self.num_candidates + uniform), segments_LM.device)
-        values_KN, valid_N = sample_target(target, frame, points_LN2.flatten(0, 1))
+        values_KN, valid_N = sample_target(target, geometry, points_LN2.flatten(0, 1))
         values_KLN, valid_LN = values_KN.view(-1, *points_LN2.shape[:2]), valid_N.view(points_LN2.shape[:2])
-        points_LN2 = frame.to_padded(points_LN2)
+        points_LN2 = geometry.to_padded(points_LN2)
         with torch.no_grad():
             scores_LMN = sample_logits(logits_LMhw, points_LN2[:, : self.num_candidates])
             chosen_LMP = select_uncertain(scores_LMN, valid_LN[:, : self.num_candidates], self.num_uncertain)
@@ -256,11 +256,11 @@ class Criterion(nn.Module):
         }
 
     def _box_terms(
-        self, logits_LMhw: Tensor, segments_LM: Tensor, target: Boxes, frame: Frame, image_3HW: Tensor | None
+        self, logits_LMhw: Tensor, segments_LM: Tensor, target: Boxes, geometry: ImageGeometry, image_3HW: Tensor | None
     ) -> dict[str, Tensor]:
         """Projection (and affinity) term of one image."""
         grid = logits_LMhw.shape[-2:]
-        boxes = _box_targets(target, frame, grid)
+        boxes = _box_targets(target, geometry, grid)
         wanted = boxes.profiles[0][segments_LM], boxes.profiles[1][segments_LM]
         terms = {"projection": projection_loss(mask_profiles(logits_LMhw, boxes.cells), wanted).sum()}
         if image_3HW is not None:
@@ -282,17 +282,18 @@ def _connected_zero(proposals: Sequence[Proposals], matched_LThw: Tensor) -> Ten
     return 0.0 * sum((p.class_logits[0, 0, 0].float() for p in proposals), start=masks)
 
 
-def _frames(batch: Batch, targets: Sequence[Target]) -> list[Frame]:
-    """Frame of each image; checks that targets agree with them."""
+def _geometries(batch: Batch, targets: Sequence[Target]) -> list[ImageGeometry]:
+    """Geometry of each image; checks that targets agree with it."""
     if len(targets) != len(batch):
         raise ValueError(f"{len(targets)} targets for a batch of {len(batch)} images")
-    frames = [Frame(rows, columns, batch.images.shape[2], batch.images.shape[3]) for rows, columns in batch.sizes]
-    for target, frame, image_id in zip(targets, frames, batch.image_ids, strict=True):
-        check_frame(target, frame, image_id)
-    return frames
+    padded = batch.images.shape[2], batch.images.shape[3]
+    geometries = [ImageGeometry(padded, size) for size in batch.sizes]
+    for target, geometry, image_id in zip(targets, geometries, batch.image_ids, strict=True):
+        check_geometry(target, geometry, image_id)
+    return geometries
 
 
-def _box_targets(target: Boxes, frame: Frame, grid: Sequence[int]) -> BoxTargets:
-    cells = frame.cells(grid[0], grid[1])
-    steps = frame.padded_rows / grid[0], frame.padded_columns / grid[1]
+def _box_targets(target: Boxes, geometry: ImageGeometry, grid: Sequence[int]) -> BoxTargets:
+    cells = geometry.cells(grid[0], grid[1])
+    steps = geometry.padded[0] / grid[0], geometry.padded[1] / grid[1]
     return BoxTargets(box_profiles(target.xyxy, cells, steps), cells)

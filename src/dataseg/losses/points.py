@@ -4,12 +4,10 @@ Shape legend: ``N`` = independent images or layers, ``M`` = masks that share poi
 ``P`` = points, ``H, W`` = image rows and columns, ``h, w`` = rows and columns of the mask logits.
 
 Points are ``(x, y)`` in [0, 1], relative to the **image without its padding**, so that they are the same whatever
-the batch it is padded in. `Frame.to_padded` moves them into the frame of the mask logits.
+the batch it is padded in. `ImageGeometry.to_padded` moves them to the padded input's.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,27 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where an image lies in its padded input, in pixels: the top left ``rows x columns``."""
-
-    rows: int
-    columns: int
-    padded_rows: int
-    padded_columns: int
-
-    def to_padded(self, points_P2: Tensor) -> Tensor:
-        """Points ``[..., 2]`` of the image, in [0, 1], as points of the padded input, in [0, 1]."""
-        x_P, y_P = points_P2.unbind(-1)
-        return torch.stack([x_P * (self.columns / self.padded_columns), y_P * (self.rows / self.padded_rows)], -1)
-
-    def cells(self, grid_rows: int, grid_columns: int) -> tuple[int, int]:
-        """Rows and columns of a grid over the padded input whose centres lie in the image; at least one of each."""
-        rows = -(-(2 * self.rows * grid_rows - self.padded_rows) // (2 * self.padded_rows))
-        columns = -(-(2 * self.columns * grid_columns - self.padded_columns) // (2 * self.padded_columns))
-        return max(1, rows), max(1, columns)
+from dataseg.structures.geometry import ImageGeometry
 
 
 def uniform_points(seed: int, stream: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -146,35 +124,37 @@ def _void_of(target: InstanceMasks, trainable: list[int], masks_KHW: Tensor) -> 
     return void_HW & ~(masks_KHW > 0).any(0)
 
 
-def sample_target(target: SegmentMap | InstanceMasks, frame: Frame, points_P2: Tensor) -> tuple[Tensor, Tensor]:
+def sample_target(
+    target: SegmentMap | InstanceMasks, geometry: ImageGeometry, points_P2: Tensor
+) -> tuple[Tensor, Tensor]:
     """Membership of points in an image's target segments, one interface for maps and RLE masks.
 
     RLE masks are decoded here and dropped again, so that one image's masks at most are in memory.
 
     Args:
-        target: in the frame of the image, padded or not; its padding is not looked at.
-        frame: the image's.
+        target: of the image's size, padded or not; its padding is not looked at.
+        geometry: the image's.
         points_P2: float, ``(x, y)`` in [0, 1] of the image.
 
     Returns:
         Float32 ``[K, P]`` in [0, 1], rows as in `target_labels`; and bool ``[P]``: clear of VOID.
     """
     if isinstance(target, SegmentMap):
-        return sample_map(target.ids[: frame.rows, : frame.columns], len(target), points_P2)
+        return sample_map(target.ids[: geometry.size[0], : geometry.size[1]], len(target), points_P2)
     trainable = _trainable(target)
     if not trainable:
         return points_P2.new_zeros(0, len(points_P2)), points_P2.new_ones(len(points_P2), dtype=torch.bool)
     masks_KHW = _decode([target.rles[k] for k in trainable], points_P2.device)
     void_HW = _void_of(target, trainable, masks_KHW)
-    rows, columns = slice(frame.rows), slice(frame.columns)
+    rows, columns = slice(geometry.size[0]), slice(geometry.size[1])
     return sample_masks(masks_KHW[:, rows, columns], None if void_HW is None else void_HW[rows, columns], points_P2)
 
 
-def check_frame(target: Target, frame: Frame, image_id: str) -> None:
-    """Raise a UserError if a map or mask target is in another frame than its image."""
+def check_geometry(target: Target, geometry: ImageGeometry, image_id: str) -> None:
+    """Raise a UserError if a map or mask target is of another size than its image."""
     if isinstance(target, Boxes):
         return
-    sizes = ((frame.rows, frame.columns), (frame.padded_rows, frame.padded_columns))
+    sizes = (geometry.size, geometry.padded)
     if tuple(target.size) not in sizes:
         raise UserError(
             f"image {image_id}: its target is {target.size[0]} x {target.size[1]} (rows x columns), but the image"

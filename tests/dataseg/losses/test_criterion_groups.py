@@ -7,7 +7,7 @@ from torch.nn import functional
 from dataseg.losses import Criterion
 from dataseg.losses.matcher import HungarianMatcher, PointTargets
 from dataseg.losses.points import sample_map
-from dataseg.merge import merge_before_loss
+from dataseg.merge_predictions import merge_before_loss
 from dataseg.structures import Proposals, SegmentMap, Task
 
 SIZE = (64, 48)

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataseg.losses.points import (
-    Frame,
-    check_frame,
+    check_geometry,
     sample_logits,
     sample_map,
     sample_masks,
@@ -15,6 +14,7 @@ from dataseg.losses.points import (
     uniform_points,
 )
 from dataseg.structures import VOID, InstanceMasks, SegmentMap
+from dataseg.structures.geometry import ImageGeometry
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_sample_logits_shape_and_value():
 @pytest.mark.parametrize("size", [(32, 32), (29, 18)])
 def test_instances_equal_map(toys, size):
     target = toys.map(size, 6, 4, seed=1)
-    frame = Frame(*size, 32, 32)
+    frame = ImageGeometry((32, 32), tuple(size))
     points = uniform_points(5, 0, (200,), CPU)
     from_map = sample_target(target, frame, points)
     from_rle = sample_target(toys.instances(target), frame, points)
@@ -78,7 +78,7 @@ def test_padding_of_the_target_is_not_looked_at(toys):
     padded = torch.full((32, 32), VOID, dtype=torch.int32)
     padded[:20, :24] = target.ids
     points = uniform_points(5, 0, (100,), CPU)
-    frame = Frame(20, 24, 32, 32)
+    frame = ImageGeometry((32, 32), (20, 24))
     alone = sample_target(target, frame, points)
     inside = sample_target(SegmentMap(padded, target.labels), frame, points)
     assert torch.equal(alone[0], inside[0])
@@ -98,7 +98,7 @@ def test_unknown_masks_and_crowds_are_void_but_not_targets(toys):
         boxes=torch.tensor([[0.0, 0, 3, 8], [5.5, 5.5, 7.5, 7.5], [0, 0, 8, 4]]),
     )
     centres = (torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy"), -1) + 0.5) / 8
-    values, valid = sample_target(target, Frame(8, 8, 8, 8), centres.reshape(-1, 2))
+    values, valid = sample_target(target, ImageGeometry((8, 8), (8, 8)), centres.reshape(-1, 2))
     assert target_labels(target).tolist() == [4]
     torch.testing.assert_close(values.reshape(1, 8, 8), left[None])
     expected = torch.ones(8, 8, dtype=torch.bool)
@@ -109,7 +109,7 @@ def test_unknown_masks_and_crowds_are_void_but_not_targets(toys):
 
 def test_no_known_mask(toys):
     target = InstanceMasks([None], torch.tensor([0]), (8, 8))
-    values, valid = sample_target(target, Frame(8, 8, 8, 8), torch.rand(5, 2))
+    values, valid = sample_target(target, ImageGeometry((8, 8), (8, 8)), torch.rand(5, 2))
     assert values.shape == (0, 5)
     assert valid.all()
     assert target_labels(target).shape == (0,)
@@ -141,11 +141,11 @@ def test_uncertain_points_are_the_least_certain_valid_ones():
 @settings(deadline=None, max_examples=80)
 @given(rows=st.integers(1, 64), columns=st.integers(1, 64), step=st.sampled_from([4, 8]))
 def test_cells_are_those_whose_centre_lies_in_the_image(rows, columns, step):
-    cells = Frame(rows, columns, 64, 64).cells(64 // step, 64 // step)
+    cells = ImageGeometry((64, 64), (rows, columns)).cells(64 // step, 64 // step)
     for got, extent in zip(cells, (rows, columns), strict=True):
         assert got == max(1, sum((c + 0.5) * step < extent for c in range(64 // step)))
 
 
 def test_target_of_another_size_is_refused(toys):
     with pytest.raises(ValueError, match=r"image 0042: its target is 10 x 12 .* 16 x 16 .* 32 x 32"):
-        check_frame(toys.map((10, 12), 1, 1), Frame(16, 16, 32, 32), "0042")
+        check_geometry(toys.map((10, 12), 1, 1), ImageGeometry((32, 32), (16, 16)), "0042")

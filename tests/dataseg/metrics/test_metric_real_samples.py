@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.prediction_files import InstanceTruth, LabelFiles, PanopticFiles, vocabulary_of
 from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Vocabulary
-from dataseg.submission import InstanceTruth, LabelFiles, PanopticFiles, vocabulary_of
 
 PANOPTIC = {
     "coco": "coco/annotations/panoptic_val2017.json",

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
+from dataseg.checkpoint.state_dict_adapter import HUGGING_FACE, translate
 from dataseg.network import LinearClassifier, MaskClassificationNetwork, TimmBackbone
 from dataseg.structures import ClassEmbeddings
-from dataseg.weight_names import HUGGING_FACE, translate
 
 CLASSES = ClassEmbeddings(torch.zeros(7, 1), torch.arange(7))
 

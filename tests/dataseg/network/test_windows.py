@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataseg.network.windows import crop, cut_windows, join_windows, pad_to_windows
+from dataseg.network.backbones.windows import crop, cut_windows, join_windows, pad_to_windows
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,320 @@
+"""Checkpoints by steps and time, and stopping on request, such that a resumed run equals one that never stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from dataseg.checkpoint.files import BEST, FOLDER, LAST, link, put_in_place, remove, step_files, step_path, sync_folder
+from dataseg.checkpoint.io import DurableCheckpointIO
+from dataseg.checkpoint.resume import Preempted
+from dataseg.checkpoint.validate import not_finite
+from dataseg.structures import UserError
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""So many checkpoints in a row that cannot be written end the run."""
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``step-<n>.ckpt`` of the last steps, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
+
+    Not Lightning's `ModelCheckpoint`, which has one trigger each, forgets after a crash what it may delete, leaves
+    half a sharded checkpoint behind, and makes no promise about a validation that was cut short.
+
+    A checkpoint is written to a temporary name and renamed once it is on disk. It is written after an optimisation
+    step, never between accumulated batches. Where validation follows a step, the checkpoints of the step before it
+    and of the finished validation are written, none between: whatever is killed in validation comes back one step
+    before it, and no figure is lost or taken twice.
+
+    SIGTERM and SIGUSR1 save and end the process with exit status 0: after the current step, or, during validation,
+    after the current batch. A checkpoint that cannot be written is reported and tried again the next time; after
+    `MAX_FAILURES` in a row the run ends. Weights that are not finite are never saved: the run ends.
+
+    Args:
+        every_n_steps: optimisation steps between checkpoints.
+        every_n_minutes: minutes between checkpoints at most; 0 = by steps alone.
+        keep_last: how many are kept beside the best.
+        monitor: figure of the validation that ``best.ckpt`` has the highest of.
+
+    Attributes:
+        best_model_path: of ``best.ckpt``; empty until it is written.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 1000, every_n_minutes: float = 30.0, keep_last: int = 3, monitor: str = "score"
+    ) -> None:
+        if every_n_steps < 1 or keep_last < 1 or every_n_minutes < 0:
+            raise UserError(
+                "need every_n_steps >= 1, keep_last >= 1 and every_n_minutes >= 0, got"
+                f" {every_n_steps}, {keep_last} and {every_n_minutes}"
+            )
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.keep_last = keep_last
+        self.monitor = monitor
+        self.best_model_path = ""
+        self._best: tuple[float, int] | None = None  # score, step
+        self._folder = Path()
+        self._step = 0  # newest that `on_train_batch_end` has seen
+        self._saved: int | None = None
+        self._saved_at = 0.0
+        self._failures = 0
+        self._signal: int | None = None
+        self._interrupt: Any = None  # what Ctrl-C did before the run
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": list(self._best) if self._best else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = state_dict["best"]
+        self._best = (float(best[0]), int(best[1])) if best else None
+
+    # ------------------------------------------------------------------------------------------- the run's course
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        if stage != "fit":
+            return
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+        self.best_model_path = str(self._folder / BEST) if (self._folder / BEST).exists() else ""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob(".*.tmp"):
+                remove(leftover)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_signals()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _check(trainer)
+        self._take_signals()
+        if not (self._folder / BEST).exists():  # resumed into another folder: the best of the old one stays there
+            self._best = None
+        self._step = trainer.global_step
+        self._saved = self._step if self._step else None
+        self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            for step, path in step_files(self._folder).items():
+                if step > self._step:
+                    aside = path.with_name(f"{path.name}.old")
+                    remove(aside)
+                    path.rename(aside)
+                    log.warning("%s is newer than what this run starts from: renamed to %s", path, aside.name)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # more batches are accumulated
+            return
+        self._step = step
+        asked, late = self._agreed(trainer)
+        validated_next = _validation_follows(trainer, step)
+        if asked:
+            if not validated_next and self._saved != step:
+                self._save(trainer, pl_module, required=True)
+            self._stop(trainer)
+        due = late or step % self.every_n_steps == 0 or _validation_follows(trainer, step + 1)
+        if due and not validated_next:
+            self._save(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and self._agreed(trainer)[0]:
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        value: float = trainer.strategy.broadcast(-math.inf if score is None else float(score))
+        before = self._best
+        is_best = value > (before[0] if before else -math.inf)
+        if is_best:
+            self._best = (value, trainer.global_step)
+        if not self._save(trainer, pl_module, best=is_best):
+            self._best = before
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step and self._saved != trainer.global_step:
+            self._save(trainer, pl_module, required=True)
+
+    # --------------------------------------------------------------------------------------------------- stopping
+
+    def _take_signals(self) -> None:
+        """Only note what came in. Lightning's own handler sends to other ranks from within, amid other transfers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                before = signal.signal(number, self._note)
+                if number == signal.SIGINT and before != self._note:
+                    self._interrupt = before
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == number:  # Ctrl-C once more: at once
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._interrupt is not None:
+            signal.signal(signal.SIGINT, self._interrupt)
+            self._interrupt = None
+
+    def _agreed(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether by the first rank's clock a checkpoint is due."""
+        limit = 60 * self.every_n_minutes
+        late = bool(limit) and trainer.is_global_zero and time.monotonic() - self._saved_at >= limit
+        flags = torch.tensor([self._signal is not None, late], dtype=torch.int32, device=trainer.strategy.root_device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        asked, late = (bool(flag) for flag in flags.tolist())
+        return asked, late
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        name = signal.Signals(self._signal).name if self._signal else "another rank"
+        if trainer.is_global_zero:
+            where = f"checkpoint of step {self._saved} in {self._folder}" if self._saved else "no step was finished"
+            log.warning("stopped by %s at step %d of %d (%s)", name, trainer.global_step, trainer.max_steps, where)
+        raise Preempted(0)
+
+    # ----------------------------------------------------------------------------------------------------- saving
+
+    def _save(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, best: bool = False, required: bool = False
+    ) -> bool:
+        """Write the checkpoint of this step on all ranks; whether that worked.
+
+        Raises:
+            UserError: the weights are not finite; or nothing could be written, and it is required or the last try.
+        """
+        step = trainer.global_step
+        _require_finite(trainer, pl_module)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
+        error = self._write(trainer, step, best)
+        self._saved_at = time.monotonic()
+        if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+            self._saved, self._failures = step, 0
+            self.best_model_path = str(self._folder / BEST) if best else self.best_model_path
+            return True
+        self._failures += 1
+        good = f"the last good one is that of step {self._saved}" if self._saved else "there is none yet"
+        if error is not None:
+            free = shutil.disk_usage(self._folder).free / 2**20
+            message = (
+                f"the checkpoint of step {step} could not be written to {self._folder} ({error}; {free:,.0f} MiB are"
+                f" free there); {good}"
+            )
+        else:
+            message = f"the checkpoint of step {step} could not be written by another rank; {good}"
+        if required or self._failures == MAX_FAILURES:
+            raise UserError(f"{message}. Make room and go on with RESUME=auto")
+        log.error("%s. Trying again at the next one (%d of %d)", message, self._failures, MAX_FAILURES)
+        return False
+
+    def _write(self, trainer: pl.Trainer, step: int, best: bool) -> BaseException | None:
+        path = step_path(self._folder, step)
+        temporary = path.with_name(f".{path.name}.tmp")
+        error: BaseException | None = None
+        try:
+            trainer.save_checkpoint(temporary)
+        except (OSError, RuntimeError, CheckpointException) as failure:  # a full disk, mostly
+            error = failure
+            trainer.strategy.barrier("the one that save_checkpoint did not reach, where the other ranks wait")
+        good: bool = trainer.strategy.reduce_boolean_decision(error is None, all=True)
+        if trainer.is_global_zero:
+            try:
+                if good:
+                    self._publish(temporary, path, step, best)
+                else:
+                    remove(temporary)
+            except OSError as failure:
+                error = error or failure
+        return error
+
+    def _publish(self, temporary: Path, path: Path, step: int, best: bool) -> None:
+        put_in_place(temporary, path)
+        if best:
+            link(path, self._folder / BEST)
+        pointer = self._folder / f".{LAST}.tmp"
+        remove(pointer)
+        pointer.symlink_to(path.name)
+        os.replace(pointer, self._folder / LAST)
+        sync_folder(self._folder)
+        older = [file for number, file in step_files(self._folder).items() if number <= step]
+        for file in older[: -self.keep_last]:
+            remove(file)
+
+
+def _require_finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+    broken = not_finite({name: tensor.detach() for name, tensor in tensors.items()})
+    if not trainer.strategy.reduce_boolean_decision(not broken, all=True):
+        raise UserError(
+            f"the weights are not finite at step {trainer.global_step} ({', '.join(broken[:3]) or 'on another rank'}):"
+            " not saved. Go on from an older checkpoint with a lower learning rate or harder gradient clipping"
+        )
+
+
+def _validates(trainer: pl.Trainer) -> bool:
+    """By batches, that is: ``fast_dev_run``, which writes nothing, validates after its only epoch."""
+    return bool(trainer.enable_validation and sum(trainer.num_val_batches) and not trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _validation_follows(trainer: pl.Trainer, step: int) -> bool:
+    """Whether Lightning validates after this optimisation step (counted from 1); `_check` has made it this simple."""
+    if not _validates(trainer):
+        return False
+    return step * trainer.accumulate_grad_batches % int(trainer.val_check_interval) == 0  # type: ignore[attr-defined]
+
+
+def _check(trainer: pl.Trainer) -> None:
+    """Refuse settings under which a checkpoint could fall between accumulated batches."""
+    parts = trainer.accumulate_grad_batches
+    if not _validates(trainer):
+        return
+    interval = getattr(trainer, "val_check_interval", "a time")
+    if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
+        raise UserError(
+            "validation goes by batches here: set trainer.check_val_every_n_epoch=null and trainer.val_check_interval"
+            f" to a whole number, not {trainer.check_val_every_n_epoch} and {interval}"
+        )
+    if interval % parts:
+        raise UserError(
+            f"trainer.val_check_interval={interval} counts batches and must be a multiple of"
+            f" trainer.accumulate_grad_batches={parts}: validation may not fall into a step"
+        )
+    left = trainer.max_steps % (interval // parts)
+    if trainer.max_steps > 0 and left and trainer.is_global_zero:
+        log.warning(
+            "the last %d steps will not be evaluated: trainer.max_steps=%d is no multiple of"
+            " trainer.val_check_interval=%d (batches)",
+            left,
+            trainer.max_steps,
+            interval,
+        )

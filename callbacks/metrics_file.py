@@ -1,0 +1,145 @@
+"""``metrics.json`` beside each run's configuration and checkpoints, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.evaluation import Evaluation
+from dataseg.structures import DatasetSpec, Task
+from dataseg.visualization.class_tables import figures_of_class
+
+
+class RunRecord(pl.Callback):
+    """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
+
+    The file holds every figure of the newest validation at its top level, ``<data set>.<metric>`` in percent (null
+    where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary figures by
+    step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
+    for each predicted one, the last for none).
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float | None]] = []
+        self._loaded_step = 0
+        self._file: Path | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._loaded_step = int(checkpoint["global_step"])
+
+    def _weights(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Which are evaluated: those of this run's step, or a checkpoint's; what a run resumed from is no matter."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            return {"step": trainer.global_step, "checkpoint": None}
+        path = trainer.ckpt_path
+        return {"step": self._loaded_step, "checkpoint": None if path is None else str(path)}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        evaluation = Evaluation.of(trainer)
+        results = {key: _defined(value) for key, value in evaluation.results.items()}
+        if trainer.state.fn == TrainerFn.FITTING:
+            primary = {key: results[key] for key in [*evaluation.primary, "score"]}
+            self.history.append({"step": trainer.global_step, **primary})
+        if trainer.is_global_zero and self._file is not None:
+            content = {
+                **results,
+                "run": _describe(trainer, pl_module) | self._weights(trainer),
+                "conventions": _conventions(evaluation, pl_module),
+                "history": self.history,
+                "per_class": _per_class(evaluation),
+                "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},
+            }
+            _write(self._file, content)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        self._file = None if folder is None else Path(folder) / "metrics.json"
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._print_table(trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._print_table(trainer)
+
+    def _print_table(self, trainer: pl.Trainer) -> None:
+        evaluation = Evaluation.of(trainer)
+        if not trainer.is_global_zero or not evaluation.results:
+            return
+        table = Table(title=f"step {self._weights(trainer)['step']} (percent)")
+        table.add_column("data set")
+        table.add_column("task")
+        table.add_column("primary", justify="right")
+        table.add_column("all figures")
+        for (dataset, task), primary in zip(evaluation.metrics, evaluation.primary, strict=True):
+            names = evaluation.metrics[dataset, task].compute()
+            rest = "  ".join(f"{name} {evaluation.results[f'{dataset}.{name}']:.1f}" for name in names)
+            table.add_row(dataset, task, f"{evaluation.results[primary]:.2f}", rest)
+        console = Console()
+        console.print(table)
+        if self._file is not None:
+            console.print(f"metrics: {self._file}")
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    return {
+        "max_steps": trainer.max_steps,
+        "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        "world_size": trainer.world_size,
+        "parameters": sum(p.numel() for p in pl_module.parameters()),
+        "versions": {"torch": torch.__version__, "lightning": version("lightning")},
+    }
+
+
+def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, str]]:
+    text = pl_module.text_provenance
+    return {
+        f"{dataset}.{task}": {**metric.convention, "text": text, **_input(pl_module.datasets[dataset], task)}
+        for (dataset, task), metric in evaluation.metrics.items()
+    }
+
+
+def _input(spec: DatasetSpec, task: Task) -> dict[str, str]:
+    """How the network sees an image."""
+    return {"resize": spec.resize} | ({"views": str(spec.views)} if task is Task.SEMANTIC else {})
+
+
+def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        f"{dataset}.{task}": figures_of_class(columns, evaluation.metrics[dataset, task].vocabulary.names)
+        for (dataset, task), columns in evaluation.per_class.items()
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary name, then rename: a reader never sees half a file. One line for each key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,100 @@
+"""Panels of image | ground truth | prediction for each validation data set and task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from callbacks.tensorboard.writer import board
+from dataseg.structures import Batch, SegmentMap, Segments, Target, Task, Vocabulary
+from dataseg.training.module import CoTrainedSegmenter
+from dataseg.visualization.legend import BACKGROUND, legend, present, titles
+from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, fit, resize
+
+TITLES = ("image", "ground truth", "prediction")
+GAP = 4
+
+
+class Panels(pl.Callback):
+    """Writes the first images of each validation data set to TensorBoard as ``<data set>.<task>/<image id>``.
+
+    Args:
+        images: how many of each data set, on rank 0.
+        max_side: longer side of one picture at most, pixels; small images are enlarged towards it.
+        min_score: instances of a lower score are left out of the picture.
+    """
+
+    def __init__(self, images: int = 4, max_side: int = 480, min_score: float = MIN_SCORE) -> None:
+        self.images = images
+        self.max_side = max_side
+        self.min_score = min_score
+        self._shown: Counter[tuple[str, Task]] = Counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        writer = None if trainer.sanity_checking else board(trainer)
+        if writer is None:
+            return
+        for name, predictions in cast(Mapping[str, list[Segments]], outputs).items():
+            task = Task(name)
+            for i, prediction in enumerate(predictions):
+                if self._shown[batch.dataset, task] >= self.images:
+                    break
+                self._shown[batch.dataset, task] += 1
+                picture = self._panel(cast(CoTrainedSegmenter, pl_module), batch, i, prediction, task)
+                title = f"{batch.dataset}.{task}/{batch.image_ids[i]}"
+                writer.add_image(title, picture, trainer.global_step, dataformats="HWC")
+
+    def _panel(self, module: CoTrainedSegmenter, batch: Batch, index: int, prediction: Segments, task: Task) -> Picture:
+        vocabulary = module.datasets[batch.dataset].vocabulary
+        rows, columns = batch.sizes[index]
+        image = batch.images[index, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
+        size = self._size(*batch.original_sizes[index])
+        image = resize(cast(Picture, image), size)
+        truth = batch.targets[index].to("cpu")
+        if isinstance(truth, SegmentMap):
+            truth = fit(truth, size)  # first: what follows takes time for every pixel
+        if task is Task.SEMANTIC:
+            truth = _by_class(cast(SegmentMap, truth), len(vocabulary))
+        shown = confident(prediction.to("cpu"), self.min_score)
+        if isinstance(shown, SegmentMap):
+            shown = fit(shown, size)
+        pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
+        return _framed(pictures, present((truth, shown), vocabulary), vocabulary)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of one picture; enlarged by a whole factor, so that every pixel is a square."""
+        scale = self.max_side / max(height, width)
+        scale = int(scale) if scale >= 1 else scale
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _framed(pictures: list[Picture], labels: list[int], vocabulary: Vocabulary) -> Picture:
+    """Side by side, under their titles and above the legend."""
+    height, width = pictures[0].shape[:2]
+    gap = np.full((height, GAP, 3), BACKGROUND, np.uint8)
+    row = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
+    text = min(max(row.shape[1] / 1000, 0.4), 1.5)  # readable when the panel is shown at a third of its size
+    above = titles(TITLES, width, GAP, text)
+    below = legend(labels, vocabulary, row.shape[1], text)
+    return np.concatenate([above, row, below], axis=0)
+
+
+def _by_class(truth: SegmentMap, count: int) -> Target:
+    """The semantic view of a map: one segment a class."""
+    return SegmentMap(ids=truth.class_map(), labels=torch.arange(count))

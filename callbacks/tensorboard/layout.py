@@ -1,0 +1,84 @@
+"""TensorBoard for comparing runs: a layout of the curves, and each finished run's settings beside its figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import yaml
+
+from callbacks.evaluation import FIGURES, PRIMARY, TAG, Evaluation
+from callbacks.tensorboard import hparams
+from callbacks.tensorboard.writer import board
+from dataseg.structures import DatasetSpec
+from dataseg.training.module import CoTrainedSegmenter
+
+Layout = dict[str, dict[str, list[Any]]]
+
+
+class Dashboard(pl.Callback):
+    """Lays out TensorBoard's Custom Scalars tab, and adds the finished run to its HParams tab.
+
+    Losses, metrics and the course of the run lie in a category each: first charts of all data sets together, then one
+    for each data set (and task) with all its terms or figures. TensorBoard joins the layouts of the runs it shows;
+    charts of the same data set are the same for every run.
+
+    A row of the HParams tab holds the experiment (the folder above the run's), `hparams.SETTINGS` from the run's
+    ``config.yaml`` and the newest ``score`` and primary figures. A run that goes on replaces its row. Runs started in
+    Python, which have no ``config.yaml``, get none.
+    """
+
+    def __init__(self) -> None:
+        self._is_laid_out = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._is_laid_out = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        if self._is_laid_out:
+            return
+        self._is_laid_out = True  # with the first batch, which names every data set that is trained on
+        writer = board(trainer)
+        if writer is not None:
+            writer.add_custom_scalars(layout(batch, cast(CoTrainedSegmenter, pl_module).datasets))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer = board(trainer)
+        config = None if writer is None else Path(writer.log_dir) / "config.yaml"
+        if config is None or not config.is_file():
+            return
+        folder = config.resolve().parent
+        settings = hparams.row(yaml.safe_load(config.read_text(encoding="utf-8")))
+        figures = [TAG + key for key in ("score", *Evaluation.of(trainer).primary)]
+        hparams.write(folder, {hparams.EXPERIMENT: folder.parent.name, **settings}, figures)
+
+
+def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layout:
+    """Charts by category and title, as `SummaryWriter.add_custom_scalars` takes them: regular expressions of tags.
+
+    Args:
+        trained: data sets that have a loss.
+        datasets: with the tasks that each is evaluated by.
+    """
+    losses = {"total": "^loss/.+/total$", **{name: f"^loss/{re.escape(name)}/" for name in trained}}
+    metrics = {
+        "score": f"^{TAG}score$",
+        "primary figures": rf"^{TAG}.+\.({'|'.join(PRIMARY.values())})(_stored|_recounted)?$",
+    }
+    for name, spec in datasets.items():
+        metrics |= {f"{name}, {task}": rf"^{TAG}{re.escape(name)}\.({FIGURES[task]})" for task in spec.tasks}
+    course = {
+        "sampling ratios": "^sampling/",
+        "images per second": "^throughput/images_per_second$",
+        "share of time spent waiting for data": "^throughput/data_wait$",
+        "learning rates": "^lr-",
+    }
+    return {
+        category: {title: ["Multiline", [tags]] for title, tags in charts.items()}
+        for category, charts in {"losses": losses, "metrics": metrics, "course of the run": course}.items()
+    }

@@ -1,0 +1,1 @@
+"""Annotation files as memory-mapped tables, built once and shared by all processes."""

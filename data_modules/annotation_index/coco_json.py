@@ -1,0 +1,378 @@
+"""COCO-style detection JSON (images, annotations with boxes and perhaps masks) into the parts of an index.
+
+The file is read as a stream. What is kept on the way are columns of numbers: 25 million boxes take 0.7 GB.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_modules.annotation_index.build import Counts
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.records import Advance, stream_records
+from data_modules.annotation_index.table import BLOCK, Packed, PackedBuilder, image_batch
+from dataseg.io.images import stated_size
+from dataseg.structures import UserError
+
+MIN_SIDE = 1.0
+"""Boxes narrower or lower than this many pixels, once clipped to the image, are dropped as degenerate."""
+
+RECORD = np.dtype([("image", "i4"), ("label", "i2"), ("xyxy", "f4", (4,)), ("is_crowd", "?")])
+"""One annotation: row of its image, label, box, crowd or not."""
+RECORD_WITH_AREA = np.dtype([*RECORD.descr, ("area", "f4")])
+
+SKIPPED = -1
+_STEP = 1 << 20
+_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
+
+ToRle = Callable[[Any, int, int], bytes]
+"""(segmentation, rows, columns) -> compressed run lengths, empty = no mask is given."""
+
+
+def crowd_of(record: Mapping[str, Any]) -> bool:
+    """``iscrowd`` of a record, which some tools write as text; absent or null = no crowd."""
+    return bool(int(record.get("iscrowd") or 0))
+
+
+class RowOf:
+    """The file's own image ids -> rows. Whole numbers, once all are known, take 12 bytes each instead of 110."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Any, int] = {}
+        self._keys: NDArray[np.int64] | None = None
+        self._values = np.zeros(0, dtype=np.int32)
+
+    def __contains__(self, number: Any) -> bool:
+        return number in self._rows
+
+    def __setitem__(self, number: Any, row: int) -> None:
+        self._rows[number] = row
+
+    def freeze(self) -> None:
+        """To be called when all are known."""
+        if all(type(number) is int and abs(number) < 1 << 62 for number in self._rows):
+            keys = np.fromiter(self._rows, dtype=np.int64, count=len(self._rows))
+            values = np.fromiter(self._rows.values(), dtype=np.int32, count=len(self._rows))
+            order = np.argsort(keys)
+            self._keys, self._values, self._rows = keys[order], values[order], {}
+
+    def __getitem__(self, number: Any) -> int:
+        if self._keys is None:
+            return self._rows[number]
+        if not isinstance(number, int | float):
+            raise KeyError(number)
+        at = int(np.searchsorted(self._keys, number))
+        if at == len(self._keys) or self._keys[at] != number:
+            raise KeyError(number)
+        return int(self._values[at])
+
+    def all(self, numbers: list[Any]) -> NDArray[np.int32]:
+        """Rows of many."""
+        if self._keys is None:
+            return np.array([self._rows[number] for number in numbers], dtype=np.int32)
+        wanted = np.array(numbers)
+        if wanted.dtype != np.int64:
+            raise TypeError("ids that are no whole numbers")
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        if (self._keys[at] != wanted).any():
+            raise KeyError("an id that no image has")
+        return self._values[at]
+
+
+class ImageTable:
+    """The ``images`` list of a COCO-style JSON, by column.
+
+    Args:
+        skip: images to leave out, by the last two components of their file name.
+
+    Attributes:
+        ids, file_names: UTF-8 text; N of them.
+        sizes: int32 ``[N, 2]``, (H, W).
+        row_of: the file's own id -> row, or `SKIPPED`.
+        skipped: how many were left out.
+    """
+
+    def __init__(self, path: Path, skip: frozenset[str], complain: Complain) -> None:
+        ids, file_names = PackedBuilder(), PackedBuilder()
+        sizes: list[NDArray[np.int32]] = []
+        self.row_of = RowOf()
+        self.skipped = count = 0
+        for first, batch in stream_records(path, "images"):
+            kept: list[tuple[bytes, bytes, tuple[int, int]]] = []
+            for position, record in enumerate(batch, first):
+                try:
+                    number, name = record["id"], record["file_name"]
+                    skipped = "/".join(name.split("/")[-2:]) in skip
+                    entry = str(number).encode(), name.encode(), stated_size(record)
+                    if number in self.row_of:
+                        raise UserError(f"two images have the same id {number!r}")
+                except _MISTAKES as error:
+                    complain(f"{path}: list of images: image {position}: {_reason(error)}")
+                    continue
+                self.row_of[number] = SKIPPED if skipped else count + len(kept)
+                self.skipped += skipped
+                if not skipped:
+                    kept.append(entry)
+            ids.extend([i for i, _, _ in kept])
+            file_names.extend([name for _, name, _ in kept])
+            sizes.append(np.array([size for _, _, size in kept], dtype=np.int32).reshape(-1, 2))
+            count += len(kept)
+        if not count:
+            raise UserError(f"{path}: holds no image")
+        self.row_of.freeze()
+        self.ids, self.file_names, self.sizes = ids.finish(), file_names.finish(), np.concatenate(sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+class _Rows:
+    """A growing array. It grows in place by steps: doubling would take twice the memory."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._data = np.empty(0, dtype=dtype)
+        self._used = 0
+
+    def append(self, rows: NDArray[Any]) -> None:
+        needed = self._used + len(rows)
+        if needed > len(self._data):
+            self._data.resize(needed + min(_STEP, needed), refcheck=False)
+        self._data[self._used : needed] = rows
+        self._used = needed
+
+    @property
+    def array(self) -> NDArray[Any]:
+        return self._data[: self._used]
+
+
+class AnnotationTable:
+    """The ``annotations`` list of a COCO-style JSON, in file order, by column.
+
+    Args:
+        label_of: ``category_id`` -> label.
+        to_rle: reads masks; None = boxes alone are wanted.
+
+    Attributes:
+        rows: `RECORD`, or with masks `RECORD_WITH_AREA`; those of skipped images are left out.
+        rles: one entry a row, if masks are wanted.
+        per_image: int64 ``[N]``, number of rows of each image.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        images: ImageTable,
+        label_of: Mapping[int, int],
+        to_rle: ToRle | None,
+        advance: Advance,
+        complain: Complain,
+    ) -> None:
+        self._path, self._images, self._label_of, self._to_rle = path, images, label_of, to_rle
+        rows = _Rows(RECORD if to_rle is None else RECORD_WITH_AREA)
+        rles = PackedBuilder()
+        self.per_image = np.zeros(len(images), dtype=np.int64)
+        for first, batch in stream_records(path, "annotations", advance=advance):
+            found = self._at_once(batch) if to_rle is None else None
+            if found is None:
+                found, masks = self._one_by_one(first, batch, complain)
+                rles.extend(masks)
+            rows.append(found)
+            np.add.at(self.per_image, found["image"], 1)
+        self.rows, self.rles = rows.array, rles.finish()
+
+    def _at_once(self, batch: list[Any]) -> NDArray[Any] | None:
+        """Column by column; None if something is wrong with any of the records."""
+        rows = np.empty(len(batch), dtype=RECORD)
+        label_of = self._label_of
+        try:
+            rows["image"] = self._images.row_of.all([record["image_id"] for record in batch])
+            rows["label"] = [label_of[record["category_id"]] for record in batch]
+            rows["is_crowd"] = [crowd_of(record) for record in batch]
+            boxes = np.array([record["bbox"] for record in batch], dtype=np.float64)
+            boxes[:, 2:] += boxes[:, :2]
+            with np.errstate(over="ignore"):
+                rows["xyxy"] = boxes
+        except _MISTAKES:
+            return None
+        if not np.isfinite(rows["xyxy"]).all():
+            return None
+        return rows[rows["image"] != SKIPPED] if self._images.skipped else rows
+
+    def _one_by_one(self, first: int, batch: list[Any], complain: Complain) -> tuple[NDArray[Any], list[bytes]]:
+        rows = np.empty(len(batch), dtype=RECORD if self._to_rle is None else RECORD_WITH_AREA)
+        rles: list[bytes] = []
+        used = 0
+        for position, record in enumerate(batch, first):
+            try:
+                if self._images.row_of[record["image_id"]] == SKIPPED:
+                    continue
+                self._fill(rows[used : used + 1], record)
+                if self._to_rle is not None:
+                    size = self._images.sizes[rows["image"][used]]
+                    rles.append(self._to_rle(record.get("segmentation"), int(size[0]), int(size[1])))
+            except KeyError as error:
+                complain(
+                    f"{self._path}: annotation {position} (id {record.get('id')}): {error} is missing, "
+                    "or is an image or category the file or the vocabulary lacks"
+                )
+                continue
+            except _MISTAKES as error:
+                complain(f"{self._path}: annotation {position}: {error}")
+                continue
+            used += 1
+        return rows[:used], rles
+
+    def _fill(self, row: NDArray[Any], record: dict[str, Any]) -> None:
+        x, y, width, height = map(float, record["bbox"])
+        row["image"] = self._images.row_of[record["image_id"]]
+        row["label"] = self._label_of[record["category_id"]]
+        row["is_crowd"] = crowd_of(record)
+        with np.errstate(over="ignore"):
+            row["xyxy"] = x, y, x + width, y + height
+        if not np.isfinite(row["xyxy"]).all():
+            raise UserError("its box is not finite")
+        if self._to_rle is not None:
+            with np.errstate(over="ignore"):
+                row["area"] = float(record.get("area", width * height))
+            if not np.isfinite(row["area"]).all():
+                raise UserError("its area is not finite")
+
+    def by_image(self) -> NDArray[np.int32]:
+        """Positions in ``rows``, grouped by image and in file order within an image (a counting sort)."""
+        following = np.cumsum(self.per_image) - self.per_image  # where the next row of each image goes
+        order = np.empty(len(self.rows), dtype=np.int32)
+        for start in range(0, len(self.rows), _STEP):
+            image = self.rows["image"][start : start + _STEP]
+            local = np.argsort(image, kind="stable")
+            image = image[local]
+            heads = np.flatnonzero(np.concatenate([[True], image[1:] != image[:-1]])) if len(image) else local
+            lengths = np.diff(heads, append=len(image))
+            rank = np.arange(len(image)) - np.repeat(heads, lengths)
+            order[following[image] + rank] = start + local
+            following[image[heads]] += lengths
+        return order
+
+
+def detection_batches(
+    path: Path,
+    label_of: Mapping[int, int],
+    skip: frozenset[str],
+    to_rle: ToRle | None,
+    counts: Counts,
+    advance: Advance,
+    complain: Complain,
+) -> Iterator[pa.RecordBatch]:
+    """Read an annotation file.
+
+    Boxes alone are cleaned (`clean_boxes`); annotations with masks stay as they are.
+
+    Args:
+        label_of: ``category_id`` -> label.
+        skip: images to leave out, by the last two components of their file name.
+        to_rle: reads masks; None = boxes alone are wanted.
+        counts: what was dropped is added.
+
+    Raises:
+        UserError: a malformed record; names file and record (unless ``complain`` says otherwise).
+    """
+    images = ImageTable(path, skip, complain)
+    counts["skipped_images"] = images.skipped
+    table = AnnotationTable(path, images, label_of, to_rle, advance, complain)
+    images.row_of = RowOf()  # no longer needed, and large
+    order = table.by_image()
+    ends = np.concatenate([[0], np.cumsum(table.per_image)])
+    for start in range(0, len(images), BLOCK):
+        end = min(start + BLOCK, len(images))
+        chosen = order[ends[start] : ends[end]]
+        block = table.rows[chosen]
+        block["image"] -= start
+        sizes = images.sizes[start:end]
+        columns: dict[str, NDArray[Any] | list[bytes]] = {}
+        if to_rle is None:
+            kept, dropped = clean_boxes(block, sizes)
+            if complain is not refuse:
+                _name_dropped(path, images, start, block, kept, complain)
+            block = kept
+            names = ["xyxy", "label"]
+        else:
+            masks = [table.rles[k] for k in chosen]
+            dropped = {"without_mask": sum(not rle for rle in masks)}
+            columns["rle"] = masks
+            names = ["xyxy", "label", "is_crowd", "area"]
+        for what, count in dropped.items():
+            counts[what] = counts.get(what, 0) + count
+        columns |= {name: np.ascontiguousarray(block[name]) for name in names}
+        rows = np.bincount(block["image"], minlength=end - start)
+        yield image_batch(_part(images.ids, start, end), _part(images.file_names, start, end), sizes, rows, columns)
+
+
+def _part(column: Packed, start: int, end: int) -> list[bytes]:
+    return [column[k] for k in range(start, end)]
+
+
+def _name_dropped(
+    path: Path, images: ImageTable, start: int, rows: NDArray[Any], kept: NDArray[Any], complain: Complain
+) -> None:
+    """Say which boxes were clipped or dropped; crowds are meant to be."""
+    left = Counter(row.tobytes() for row in kept)
+    for row in rows:
+        key = row.tobytes()
+        if row["is_crowd"]:
+            continue
+        if left[key]:
+            left[key] -= 1
+            continue
+        number = start + int(row["image"])
+        box = np.round(row["xyxy"].astype(np.float64), 2).tolist()
+        height, width = images.sizes[number].tolist()
+        inside = np.clip(row["xyxy"], 0, [width, height, width, height])
+        if (inside[2:] - inside[:2] < MIN_SIDE).any():
+            what = "is empty or lies outside"
+        else:
+            what = "stands there twice" if np.abs(inside - row["xyxy"]).max() <= 0.01 else "reaches out of it"
+        name = images.ids[number].decode()
+        complain(
+            f"{path}: image {name} ({width} x {height}): box {box} (xyxy) of label {row['label']} {what}", usual=True
+        )
+
+
+def clean_boxes(table: NDArray[np.void], sizes: NDArray[np.int32]) -> tuple[NDArray[np.void], dict[str, int]]:
+    """Clip to the image, then drop crowds, degenerate boxes and exact duplicates (same image, class and box).
+
+    Returns:
+        the records that stay, in order, and how many boxes were ``clipped``, ``crowd``, ``degenerate``, ``duplicate``.
+    """
+    table = table.copy()
+    columns_rows = sizes[table["image"]][:, [1, 0, 1, 0]].astype(np.float32)
+    clipped = np.clip(table["xyxy"], 0, columns_rows)
+    moved = (np.abs(clipped - table["xyxy"]) > 0.01).any(axis=1)  # less is rounding in the file
+    table["xyxy"] = clipped
+    solid = (clipped[:, 2:] - clipped[:, :2] >= MIN_SIDE).all(axis=1)
+    crowd = table["is_crowd"]
+    keys = [table["image"], table["label"], *(clipped + np.float32(0)).view(np.int32).reshape(-1, 4).T]
+    first = np.zeros(len(table), dtype=bool)
+    if len(table):
+        order = np.lexsort(keys)
+        new = np.zeros(len(table), dtype=bool)
+        new[0] = True
+        for key in keys:
+            new[1:] |= key[order][1:] != key[order][:-1]
+        first[np.minimum.reduceat(order, np.flatnonzero(new))] = True
+    counts = {
+        "clipped_boxes": int((moved & solid & ~crowd).sum()),
+        "crowd_boxes": int(crowd.sum()),
+        "degenerate_boxes": int((~solid & ~crowd).sum()),
+        "duplicate_boxes": int((~first & solid & ~crowd).sum()),
+    }
+    return table[solid & ~crowd & first], counts
+
+
+def _reason(error: Exception) -> str:
+    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)

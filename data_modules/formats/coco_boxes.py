@@ -1,0 +1,80 @@
+"""COCO-style detection JSON, read as boxes only."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_modules import vocabularies
+from data_modules.annotation_index.build import build_index
+from data_modules.annotation_index.coco_json import detection_batches
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.layout import folder, locate
+from dataseg.io.images import ImageArray, Shrink, read_image
+from dataseg.io.paths import inside
+from dataseg.structures import Boxes, Target, Task
+
+
+class BoxReader(IndexedReader):
+    """Reads the format; subclasses say where the files lie.
+
+    Boxes are clipped to the image; degenerate ones, exact duplicates and crowds are dropped. ``counts`` says how many.
+    """
+
+    gives = "boxes"
+    default_tasks = (Task.INSTANCE,)
+    skip: frozenset[str] = frozenset()
+
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = self.vocabulary.index_of
+        settings = {"kind": "boxes", "label_of": label_of, "skip": sorted(self.skip)}
+        batches = partial(detection_batches, self._annotations, label_of, self.skip, None)
+        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        row = self.index.image(index)
+        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        return image, Boxes(
+            xyxy=torch.from_numpy(self.index.column(index, "xyxy").copy()),
+            labels=torch.from_numpy(self.index.column(index, "label").astype(np.int64)),
+        )
+
+
+class CocoBoxes(BoxReader):
+    """Boxes of any COCO-style detection JSON.
+
+    Args:
+        root: the data set's folder, below the data root.
+        annotations: JSON file below ``root``.
+        images: image folder below ``root``.
+        vocabulary: name or file of the classes, or the classes themselves.
+        tasks: training uses the first. Default: instance.
+        names: which names the text encoder sees.
+    """
+
+    title = "COCO-style boxes"
+    source = "https://cocodataset.org/#download"
+
+    def __init__(
+        self,
+        root: str = "coco",
+        annotations: str = "annotations/instances_train2017.json",
+        images: str = "train2017",
+        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.annotations, self.images = root, annotations, images
+        self._images = Path()
+
+    def locate(self, root: Path) -> None:
+        wanted = [(self.annotations,)], folder(self.images)
+        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
+
+    def image_path(self, file_name: str) -> Path:
+        return inside(self._images, file_name)

@@ -1,0 +1,86 @@
+"""COCO-style instance segmentation: masks that may overlap, crowds and instances without a mask included."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_modules import vocabularies
+from data_modules.annotation_index.build import build_index
+from data_modules.annotation_index.coco_json import detection_batches
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.layout import folder, locate
+from dataseg.io.images import ImageArray, Shrink, read_image
+from dataseg.io.paths import inside
+from dataseg.io.rle import to_rle
+from dataseg.structures import InstanceMasks, Target, Task
+
+
+class InstanceReader(IndexedReader):
+    """Reads the format; subclasses say where the files lie.
+
+    An annotation with no, an empty, or a degenerate ``segmentation`` (no pixel is inside) stays as an instance without
+    a mask: evaluation ignores it. ``counts["without_mask"]`` says how many.
+    """
+
+    gives = "masks"
+    default_tasks = (Task.INSTANCE,)
+
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = self.vocabulary.index_of
+        batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), to_rle)
+        settings = {"kind": "instances", "label_of": label_of}
+        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        row = self.index.image(index)
+        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        size = [row.size[0], row.size[1]]
+        return image, InstanceMasks(
+            rles=[{"size": size, "counts": rle} if rle else None for rle in self.index.packed(index, "rle")],
+            labels=torch.from_numpy(self.index.column(index, "label").astype(np.int64)),
+            size=row.size,
+            is_crowd=torch.from_numpy(self.index.column(index, "is_crowd").copy()),
+            areas=torch.from_numpy(self.index.column(index, "area").astype(np.float32)),
+            boxes=torch.from_numpy(self.index.column(index, "xyxy").copy()),
+        )
+
+
+class CocoInstances(InstanceReader):
+    """Instance masks of COCO or any data set in its layout.
+
+    Args:
+        root: the data set's folder, below the data root.
+        annotations: JSON file below ``root``.
+        images: image folder below ``root``.
+        vocabulary: name or file of the classes, or the classes themselves.
+        tasks: evaluated tasks; training uses the first. Default: instance.
+        names: which names the text encoder sees.
+    """
+
+    title = "COCO-style instances"
+    source = "https://cocodataset.org/#download"
+
+    def __init__(
+        self,
+        root: str = "coco",
+        annotations: str = "annotations/instances_val2017.json",
+        images: str = "val2017",
+        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.annotations, self.images = root, annotations, images
+        self._images = Path()
+
+    def locate(self, root: Path) -> None:
+        wanted = [(self.annotations,)], folder(self.images)
+        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
+
+    def image_path(self, file_name: str) -> Path:
+        return inside(self._images, file_name)

@@ -1,0 +1,75 @@
+"""COCO 2017: ``coco/{train,val}2017/*.jpg``, ``annotations/panoptic_*.json`` and ``annotations/panoptic_*/*.png``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data_modules import vocabularies
+from data_modules.formats.panoptic_reader import PanopticReader
+from data_modules.formats.reader import TaskName
+from data_modules.layout import folder, locate, with_folders
+from dataseg.io.images import ImageArray, Shrink
+from dataseg.structures import VOID, SegmentMap, Target, Task
+
+_ARCHIVE = "panoptic_annotations_trainval2017.zip"
+
+
+class CocoPanoptic(PanopticReader):
+    """COCO panoptic, and any data set written in its layout.
+
+    Args:
+        root: the data set's folder, below the data root.
+        split: part of the usual file names.
+        annotations: JSON file below ``root``, in place of ``annotations/panoptic_{split}.json``. Its PNGs lie in the
+            folder of the same name without ``.json``, or in a zip archive of that name.
+        images: image folder below ``root``, in place of ``{split}``.
+        vocabulary: name or file of the classes, or the classes themselves.
+        tasks: evaluated tasks; training uses the first. Default: panoptic.
+        names: which names the text encoder sees.
+    """
+
+    title = "COCO panoptic"
+    source = (
+        "https://cocodataset.org/#download (2017 images and panoptic annotations: unpack them, the two inner zips of "
+        "PNGs too, or leave all zips as they are)"
+    )
+
+    def __init__(
+        self,
+        root: str = "coco",
+        split: str = "train2017",
+        annotations: str | None = None,
+        images: str | None = None,
+        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.split, self.annotations, self.images = root, split, annotations, images
+
+    def locate(self, root: Path) -> None:
+        name = f"annotations/panoptic_{self.split}.json"
+        usual = [name, f"{_ARCHIVE}/{name}", f"annotations/{_ARCHIVE}/{name}"]
+        pairs = with_folders([self.annotations] if self.annotations else usual)
+        images = folder(self.images or self.split)
+        _, (self._annotations, self._labels), (self._images,) = locate(self, root, self.root, pairs, images)
+
+
+class CocoSemantic133(CocoPanoptic):
+    """Semantic segmentation into the 133 panoptic classes, made in memory from the panoptic PNGs.
+
+    Each pixel has the class of its panoptic segment, crowds included: this is how the label maps of published "COCO
+    semantic" figures are made (a panoptic target read as semantic drops crowds instead).
+    """
+
+    title = "COCO semantic (133 classes, from panoptic)"
+    default_tasks = (Task.SEMANTIC,)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        image, target = super().load(index, shrink)
+        assert isinstance(target, SegmentMap)
+        labels, group = torch.unique(target.labels, return_inverse=True)
+        table = torch.cat([group, group.new_full((1,), VOID)]).to(target.ids.dtype)
+        return image, SegmentMap(ids=table[target.ids.long()], labels=labels)

@@ -1,0 +1,218 @@
+"""Label maps: one class value a pixel. Base of all semantic readers, and a reader for folders of your own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_modules import vocabularies
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.table import Packed
+from data_modules.formats.reader import Reader, TaskName
+from data_modules.layout import folder, locate
+from dataseg.io.id_map import Runs
+from dataseg.io.images import ImageArray, Shrink, read_image, read_labels
+from dataseg.io.paths import inside, list_files
+from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
+
+_PROBED = 8
+
+
+class LabelMapReader(Reader):
+    """Reads pairs of an image and a label map that share a stem; subclasses say where the files lie."""
+
+    gives = "map"
+    default_tasks = (Task.SEMANTIC,)
+    hint_255 = ""
+
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self._stems = Packed.of([])
+        self._table = np.zeros(0, dtype=np.int32)
+
+    def _read(self, stems: Sequence[str], table: NDArray[np.int32], listed_in: Path, complain: Complain) -> None:
+        if not stems:
+            raise UserError(f"{self.title}: {listed_in} lists no image")
+        self._stems = Packed.of(stem.encode() for stem in stems)
+        self._table = table
+        if complain is refuse:
+            self._probe(min(_PROBED, len(self)))
+
+    def _probe(self, count: int) -> None:
+        """Refuse a wrong or already shifted folder before training starts; a single bad map is left to its reading."""
+        errors: list[UserError] = []
+        for index in range(count):
+            try:
+                self.load_labels(index)
+            except UserError as error:
+                errors.append(error)
+        if len(errors) > 1 or len(errors) == count:
+            raise errors[0]
+
+    @abstractmethod
+    def image_path(self, stem: str) -> Path: ...
+
+    @abstractmethod
+    def labels_path(self, stem: str) -> Path: ...
+
+    def values(self, path: Path, size: tuple[int, int] | None) -> NDArray[Any]:
+        """The file's label values, unsigned ``[H, W]``."""
+        return read_labels(path, self.title, size)
+
+    def __len__(self) -> int:
+        return len(self._stems)
+
+    def image_id(self, index: int) -> str:
+        return self._stems[index].decode()
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        size: tuple[int, int] | None = None
+
+        def ask(found: tuple[int, int]) -> int:
+            nonlocal size
+            size = found
+            return shrink(found) if shrink is not None else 1
+
+        image = read_image(self.image_path(self.image_id(index)), self.title, shrink=ask)
+        rows_HW, labels_K = self.load_labels(index, size)
+        return image, SegmentMap(ids=torch.from_numpy(rows_HW), labels=torch.from_numpy(labels_K))
+
+    def load_labels(
+        self, index: int, size: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """Map of rows, int16 ``[H, W]``, and the label of each row, int64 ``[K]``, ascending.
+
+        Args:
+            size: (H, W) of the image; None = do not compare.
+        """
+        path = self.labels_path(self.image_id(index))
+        try:
+            return rows_of_labels(self.values(path, size), self._table)
+        except UnknownLabelError as error:
+            hint = self.hint_255 if error.value == 255 else ""
+            raise UserError(
+                f"{self.title}: {path} holds the value {error.value}, "
+                f"which is no class of {self.vocabulary.name!r}{hint}"
+            ) from error
+
+
+class LabelMaps(LabelMapReader):
+    """Any folder of images with a folder of label maps: PNG or TIFF, 8 or 16 bits, one class value a pixel.
+
+    Args:
+        root: the data set's folder, below the data root.
+        images: image folder below ``root``.
+        annotations: label folder below ``root``; a label map has its image's stem.
+        vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
+        ignore: value of pixels that belong to no class.
+        offset: added to a label map's values to give the ids, as in copies that were shifted by one.
+        image_suffix: ending of the images, e.g. ``.jpg``.
+        labels_suffix: ending of the label maps, e.g. ``.png``.
+        tasks: evaluated tasks; training uses the first. Default: semantic.
+        names: which names the text encoder sees.
+    """
+
+    title = "label maps"
+    source = "its owner: this reader serves folders of your own"
+
+    def __init__(
+        self,
+        root: str,
+        images: str,
+        annotations: str,
+        vocabulary: vocabularies.Classes,
+        ignore: int = 255,
+        offset: int = 0,
+        image_suffix: str = ".jpg",
+        labels_suffix: str = ".png",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.images, self.annotations = root, images, annotations
+        self.ignore, self.offset = ignore, offset
+        self.image_suffix, self.labels_suffix = image_suffix, labels_suffix
+        self._images = self._labels = Path()
+
+    def locate(self, root: Path) -> None:
+        wanted = folder(self.images), folder(self.annotations)
+        _, (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
+
+    def read(self, complain: Complain = refuse) -> None:
+        stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, complain)
+        paired = set(stems)
+        labels = [name.removesuffix(self.labels_suffix) for name in list_files(self._labels, self.labels_suffix)]
+        for stem in (lonely := [label for label in labels if label not in paired]):
+            complain(f"{self._labels}: {stem}{self.labels_suffix} has no image {stem}{self.image_suffix}", usual=True)
+        self.counts["label_maps_without_an_image"] = len(lonely)
+        values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
+        if min(values) < 0:
+            raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
+        self._read(stems, label_table(values, self.ignore), self._images, complain)
+
+    def image_path(self, stem: str) -> Path:
+        return inside(self._images, stem + self.image_suffix)
+
+    def labels_path(self, stem: str) -> Path:
+        return inside(self._labels, stem + self.labels_suffix)
+
+
+def paired_stems(
+    reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str, complain: Complain
+) -> list[str]:
+    """Stems of all images in a folder, sorted; complains of images without a label map."""
+    stems = [name.removesuffix(image_suffix) for name in list_files(images, image_suffix)]
+    missing = sorted(set(stems) - {name.removesuffix(labels_suffix) for name in list_files(labels, labels_suffix)})
+    if missing and complain is refuse:
+        raise UserError(
+            f"{reader.title}: {len(missing)} images have no label map in {labels}, e.g. {missing[0]}{labels_suffix}"
+        )
+    for stem in missing:
+        complain(f"{labels}: {stem}{labels_suffix} is missing, {images} has {stem}{image_suffix}")
+    return [stem for stem in stems if stem not in set(missing)] if missing else stems
+
+
+class UnknownLabelError(ValueError):
+    """A label map's value that no class has."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        super().__init__(f"value {value}")
+
+
+def label_table(index_of: dict[int, int], ignore: int = 0) -> NDArray[np.int32]:
+    """PNG value -> label, `VOID` for ``ignore``, -2 for values that no class has; int32 ``[largest value + 1]``."""
+    table = np.full(max([*index_of, ignore]) + 1, -2, dtype=np.int32)
+    table[ignore] = VOID
+    for value, label in index_of.items():
+        table[value] = label
+    return table
+
+
+def rows_of_labels(
+    values_HW: NDArray[np.integer], table: NDArray[np.int32]
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """A label map -> rows ``0..K-1`` or `VOID`, int16 ``[H, W]``, and the label of each row, int64 ``[K]``, ascending.
+
+    Raises:
+        UnknownLabelError: a value without a class.
+    """
+    runs = Runs.of(values_HW)
+    present = np.flatnonzero(np.bincount(runs.values, minlength=len(table)))
+    unknown = present[(present >= len(table)) | (table[np.minimum(present, len(table) - 1)] == -2)]
+    if len(unknown):
+        raise UnknownLabelError(int(unknown[-1]))
+    labels = np.unique(table[present])
+    labels = labels[labels != VOID]
+    row_of = np.full(len(table), VOID, dtype=np.int16)
+    known = present[table[present] != VOID]
+    row_of[known] = np.searchsorted(labels, table[known])
+    return runs.filled(row_of[runs.values]), labels.astype(np.int64)

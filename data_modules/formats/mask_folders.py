@@ -1,0 +1,168 @@
+"""A folder of images, and for each image a folder with one mask file per segment."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from data_modules import vocabularies
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.table import Index, image_batch
+from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.layout import folder, locate
+from dataseg.io.images import ImageArray, Shrink, read_image, read_mask
+from dataseg.io.paths import inside, list_files
+from dataseg.io.zip_archive import split
+from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError, Vocabulary
+
+
+class MaskFolders(IndexedReader):
+    """``images/<stem>.jpg`` with ``masks/<stem>/<class>_<anything>.png``, one file per segment.
+
+    A mask's pixels above 0 are inside. Its file's name begins with the class name (spaces may be underscores). For
+    the instance task masks may overlap; for panoptic and semantic tasks later files, by name, lie over earlier ones.
+    An image without a folder of masks has no segment. A file without a pixel inside is an instance without a mask,
+    which evaluation ignores; maps leave it out.
+
+    Args:
+        root: the data set's folder, below the data root.
+        images: image folder below ``root``.
+        masks: folder of the mask folders below ``root``.
+        vocabulary: name or file of the classes, or the classes themselves.
+        image_suffix: ending of the images.
+        mask_suffix: ending of the masks.
+        tasks: evaluated tasks; training uses the first. Default: instance.
+        names: which names the text encoder sees.
+    """
+
+    title = "folders of masks"
+    source = "its owner: this reader serves folders of your own"
+    default_tasks = (Task.INSTANCE,)
+    gives: Literal["map", "boxes", "masks"] = "masks"
+
+    def __init__(
+        self,
+        root: str,
+        images: str,
+        masks: str,
+        vocabulary: vocabularies.Classes,
+        image_suffix: str = ".jpg",
+        mask_suffix: str = ".png",
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.root, self.images, self.masks = root, images, masks
+        self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
+        self.gives = "masks" if self.tasks[0] == Task.INSTANCE else "map"
+        if len({task == Task.INSTANCE for task in self.tasks}) == 2:
+            raise UserError(
+                f"{self.title}: one reader gives masks that may overlap (instance) or a map (panoptic, semantic), not "
+                f"both: give tasks {[str(task) for task in self.tasks]} to two data sets"
+            )
+        self._images = self._masks = Path()
+
+    def locate(self, root: Path) -> None:
+        wanted = folder(self.images), folder(self.masks)
+        _, (self._images,), (self._masks,) = locate(self, root, self.root, *wanted)
+
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = _names(self.vocabulary)
+        stems = [name.removesuffix(self.image_suffix) for name in list_files(self._images, self.image_suffix)]
+        if not stems:
+            raise UserError(f"{self.title}: {self._images} holds no *{self.image_suffix}")
+        for name in (lonely := sorted(_folders(self._masks) - set(stems))):
+            complain(f"{self._masks}: folder {name} has no image {name}{self.image_suffix}", usual=True)
+        self.counts["mask_folders_without_an_image"] = len(lonely)
+        counts: list[int] = []
+        labels: list[int] = []
+        files: list[bytes] = []
+        for stem in stems:
+            found = 0
+            for name in list_files(self._masks / stem, self.mask_suffix):
+                label = _label(PurePosixPath(name).stem, label_of)
+                if label is None:
+                    complain(f"{self._masks / stem / name}: its name begins with no class of the vocabulary")
+                    continue
+                if complain is not refuse:  # in training they are not opened before their image is
+                    self._look_at(self._masks / stem / name, complain)
+                labels.append(label)
+                files.append(name.encode())
+                found += 1
+            counts.append(found)
+        names = [stem.encode() for stem in stems]
+        sizes = np.zeros((len(stems), 2), dtype=np.int32)  # known once an image is opened
+        columns: dict[str, NDArray[Any] | list[bytes]] = {"label": np.array(labels, dtype=np.int32), "file": files}
+        self._index = Index([image_batch(names, names, sizes, np.array(counts), columns)])
+
+    def _look_at(self, path: Path, complain: Complain) -> None:
+        try:
+            empty = not read_mask(path, self.title, None).any()
+        except UserError:  # is named when its image is loaded
+            return
+        if empty:
+            complain(f"{path}: no pixel is above 0", usual=True)
+
+    def image_path(self, file_name: str) -> Path:
+        return inside(self._images, file_name + self.image_suffix)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        stem = self.image_id(index)
+        size = (0, 0)
+
+        def ask(found: tuple[int, int]) -> int:
+            nonlocal size
+            size = found
+            return shrink(found) if shrink is not None else 1
+
+        image = read_image(self.image_path(stem), self.title, shrink=ask)
+        labels = self.index.column(index, "label")
+        files = self.index.packed(index, "file")
+        masks = [read_mask(inside(self._masks / stem, file.decode()), self.title, size) for file in files]
+        return image, self._target(masks, labels, size)
+
+    def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:
+        if self.gives == "masks":
+            return InstanceMasks(
+                rles=[coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) if m.any() else None for m in masks],
+                labels=torch.from_numpy(labels.astype(np.int64)),
+                size=size,
+            )
+        ids = np.full(size, VOID, dtype=np.int16)
+        is_thing = self.vocabulary.is_thing.tolist()
+        rows: dict[tuple[int, int], int] = {}  # (label, number of the thing) -> row
+        for number, (mask, label) in enumerate(zip(masks, labels.tolist(), strict=True), 1):
+            if not mask.any():
+                continue
+            alone = is_thing[label] and self.tasks[0] == Task.PANOPTIC
+            ids[mask] = rows.setdefault((label, number if alone else 0), len(rows))
+        return SegmentMap(torch.from_numpy(ids), torch.tensor([label for label, _ in rows], dtype=torch.int64))
+
+
+def _folders(path: Path) -> set[str]:
+    """Names of the folders in a folder itself."""
+    place = split(path)
+    if place is None:
+        return {entry.name for entry in path.iterdir() if entry.is_dir()}
+    archive, name = place
+    return {n.split("/")[0] for n in archive.names(name) if "/" in n}
+
+
+def _names(vocabulary: Vocabulary) -> dict[str, int]:
+    """Class names as files may write them -> label, longest first."""
+    names = {}
+    for label, c in enumerate(vocabulary.classes):
+        names[c.name] = names[c.name.replace(" ", "_")] = label
+    return dict(sorted(names.items(), key=lambda item: -len(item[0])))
+
+
+def _label(stem: str, label_of: dict[str, int]) -> int | None:
+    for name, label in label_of.items():
+        if stem == name or (stem.startswith(name) and stem[len(name)] in "_-. "):
+            return label
+    return None

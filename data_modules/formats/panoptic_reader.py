@@ -1,0 +1,223 @@
+"""COCO panoptic format: a JSON with ``segments_info`` and one RGB-coded PNG an image. Base of all panoptic readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from data_modules import vocabularies
+from data_modules.annotation_index.build import Counts, build_index
+from data_modules.annotation_index.coco_json import crowd_of
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.records import Advance, stream_records
+from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
+from data_modules.formats.reader import IndexedReader, TaskName
+from dataseg.io.id_map import Runs
+from dataseg.io.images import ImageArray, Shrink, read_image, read_rgb_ids, stated_size
+from dataseg.io.paths import inside
+from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
+
+_COLORS = 1 << 24
+NOT_STATED = -1
+"""Area of a segment whose record has none."""
+
+
+class PanopticReader(IndexedReader):
+    """Reads the format; subclasses say where the files lie.
+
+    Attributes:
+        id_offset: official id of a class minus ``category_id`` in the JSON.
+        areas: "stored": segments and areas as the JSON states them, which is what published panoptic quality uses;
+            "recounted": areas counted in the PNG, segments without a pixel left out. They differ only where the
+            JSON was made carelessly (ADE).
+    """
+
+    gives = "map"
+    default_tasks = (Task.PANOPTIC,)
+    id_offset: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        vocabulary: vocabularies.Classes,
+        tasks: list[TaskName] | None,
+        names: vocabularies.Names,
+        areas: Literal["stored", "recounted"] = "stored",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.areas = areas
+        self._images = self._labels = Path()
+
+    def label_of(self) -> dict[int, int]:
+        """``category_id`` in the JSON -> label."""
+        return {number - self.id_offset: label for number, label in self.vocabulary.index_of.items()}
+
+    def read(self, complain: Complain = refuse) -> None:
+        label_of = self.label_of()
+        batches = partial(panoptic_batches, self._annotations, label_of)
+        settings = {"kind": "panoptic", "label_of": label_of}
+        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+
+    def image_path(self, file_name: str) -> Path:
+        return inside(self._images, file_name)
+
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        row = self.index.image(index)
+        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        labels_path = inside(self._labels, row.labels_name)
+        colors = read_rgb_ids(labels_path, self.title, row.size)
+        ids = self.index.column(index, "id")
+        try:
+            rows_HW = rows_of_colors(colors, ids)
+        except ValueError as error:
+            raise UserError(f"{self.title}: {labels_path}: {error} (image {row.id})") from error
+        return image, self._target(rows_HW, index)
+
+    def _target(self, rows_HW: NDArray[np.int16], index: int) -> SegmentMap:
+        labels = torch.from_numpy(self.index.column(index, "label").astype(np.int64))
+        target = SegmentMap(
+            ids=torch.from_numpy(rows_HW),
+            labels=labels,
+            is_crowd=torch.from_numpy(self.index.column(index, "is_crowd").copy()),
+            areas=torch.from_numpy(self.index.column(index, "area").astype(np.int64)),
+        )
+        if self.areas == "recounted":
+            return recount_areas(target)
+        return target if target.areas is None or bool((target.areas != NOT_STATED).all()) else count_missing(target)
+
+
+def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Colour codes -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
+
+    The highest byte of a code is ignored.
+
+    Raises:
+        UserError: a colour that is not among the ids.
+    """
+    runs = Runs.of(colors_HW)
+    colors = runs.values & np.uint32(_COLORS - 1)
+    order = np.argsort(ids_K)
+    known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
+    place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids
+    unknown = known[place] != colors
+    if unknown.any():
+        wrong = np.unique(colors[unknown]).tolist()
+        raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
+    return runs.filled(np.concatenate([[VOID], order]).astype(np.int16)[place])
+
+
+def count_missing(target: SegmentMap) -> SegmentMap:
+    """Areas that the file does not state, counted in the map."""
+    assert target.areas is not None
+    counted = torch.from_numpy(Runs.of(target.ids.numpy()).pixels(len(target)))
+    return replace(target, areas=torch.where(target.areas == NOT_STATED, counted, target.areas))
+
+
+def recount_areas(target: SegmentMap) -> SegmentMap:
+    """Areas counted in the map; segments without a pixel left out."""
+    runs = Runs.of(target.ids.numpy())
+    areas = runs.pixels(len(target))
+    kept = np.flatnonzero(areas)
+    table = np.full(len(target) + 1, VOID, dtype=runs.values.dtype)
+    table[kept] = np.arange(len(kept))
+    return SegmentMap(
+        ids=torch.from_numpy(runs.filled(table[runs.values])),  # VOID = -1 indexes the last entry
+        labels=target.labels[kept],
+        is_crowd=None if target.is_crowd is None else target.is_crowd[kept],
+        areas=torch.from_numpy(areas[kept]),
+    )
+
+
+Segment = tuple[int, int, int, bool]
+"""Id, label, area, crowd or not."""
+_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def panoptic_batches(
+    path: Path, label_of: Mapping[int, int], counts: Counts, advance: Advance, complain: Complain
+) -> Iterator[pa.RecordBatch]:
+    """Read a panoptic JSON into the parts of an index, in the order of its annotations.
+
+    Args:
+        label_of: ``category_id`` -> label.
+        counts: nothing is ever dropped here.
+
+    Raises:
+        UserError: a malformed record; names file and record (unless ``complain`` says otherwise).
+    """
+    images = _images(path, complain)
+    entries: list[tuple[ImageRow, list[Segment]]] = []
+    found = False
+    for first, batch in stream_records(path, "annotations", advance=advance):
+        for position, annotation in enumerate(batch, first):
+            try:
+                number, name, size = images[annotation["image_id"]]
+                row = ImageRow(number, name, size, str(annotation["file_name"]))
+                row.labels_name.encode()
+                entries.append((row, list(_segments(annotation["segments_info"], label_of))))
+            except _MISTAKES as error:
+                complain(f"{path}: annotation {position}: {_reason(error)}")
+        if len(entries) >= BLOCK:
+            found = True
+            yield _batch(entries)
+            entries = []
+    if entries or not found:
+        if not entries:
+            raise UserError(f"{path}: holds no usable annotation")
+        yield _batch(entries)
+
+
+def _images(path: Path, complain: Complain) -> dict[Any, tuple[str, str, tuple[int, int]]]:
+    """Id as text, file name and size of each image, by the file's own id."""
+    images: dict[Any, tuple[str, str, tuple[int, int]]] = {}
+    for first, batch in stream_records(path, "images"):
+        for position, image in enumerate(batch, first):
+            try:
+                entry = str(image["id"]), str(image["file_name"]), stated_size(image)
+                "".join(entry[:2]).encode()
+                if image["id"] in images:
+                    raise UserError(f"two images have the same id {image['id']!r}")
+                images[image["id"]] = entry
+            except _MISTAKES as error:
+                complain(f"{path}: list of images: image {position}: {_reason(error)}")
+    return images
+
+
+def _batch(entries: list[tuple[ImageRow, list[Segment]]]) -> pa.RecordBatch:
+    dtype = [("id", "i8"), ("label", "i4"), ("area", "i8"), ("is_crowd", "?")]
+    table = np.array([segment for _, segments in entries for segment in segments], dtype=dtype)
+    return image_batch(
+        ids=[row.id.encode() for row, _ in entries],
+        file_names=[row.file_name.encode() for row, _ in entries],
+        sizes=np.array([row.size for row, _ in entries], dtype=np.int32),
+        rows=np.array([len(segments) for _, segments in entries]),
+        columns={name: np.ascontiguousarray(table[name]) for name in ("id", "label", "area", "is_crowd")},
+        labels_names=[row.labels_name.encode() for row, _ in entries],
+    )
+
+
+def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Iterator[Segment]:
+    seen: set[int] = set()
+    for record in records:
+        number = int(record["id"])
+        if not 0 < number < _COLORS or number in seen:
+            raise UserError(f"segment id {number} is {'listed twice' if number in seen else 'no colour code'}")
+        seen.add(number)
+        category = record["category_id"]
+        if category not in label_of:
+            raise UserError(f"segment {number} has category_id {category}, which the vocabulary lacks")
+        area = int(record.get("area", NOT_STATED))
+        if not (0 <= area < 2**53 or "area" not in record):
+            raise UserError(f"segment {number} has area {area}")
+        yield number, label_of[category], area, crowd_of(record)
+
+
+def _reason(error: Exception) -> str:
+    return f"field or image {error} is missing" if isinstance(error, KeyError) else str(error)

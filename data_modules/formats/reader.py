@@ -1,0 +1,119 @@
+"""What every reader offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from data_modules import vocabularies
+from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.table import Index
+from dataseg.io.images import ImageArray, Shrink
+from dataseg.structures import Target, Task, UserError, Vocabulary
+
+TaskName = Literal["semantic", "panoptic", "instance"]
+"""A `Task` as it is written in a configuration file."""
+
+
+class Reader(ABC):
+    """One split of one data set in its official on-disk layout.
+
+    A reader is cheap to build: nothing is looked for before `locate` and nothing read before `read`. It gives images
+    and targets at their original size; augmentation and collation happen elsewhere.
+
+    Attributes:
+        title: what the data set is called in public.
+        source: where to get it.
+        gives: what its targets are. Boxes can be trained on, not evaluated.
+        counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
+        areas: of panoptic segments: as the annotation file states them, or counted in the map.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+    gives: Literal["map", "boxes", "masks"]
+    default_tasks: ClassVar[tuple[Task, ...]]
+    areas: Literal["stored", "recounted"] = "stored"
+
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
+        self.vocabulary: Vocabulary = vocabularies.resolve(vocabulary, names)
+        self.tasks: tuple[Task, ...] = tuple(Task(task) for task in tasks) if tasks else self.default_tasks
+        self.counts: dict[str, int] = {}
+        if self.gives == "boxes" and Task.SEMANTIC in self.tasks:
+            raise UserError(f"{self.title}: boxes cannot serve a semantic task, use instance or panoptic")
+
+    @abstractmethod
+    def locate(self, root: Path) -> None:
+        """Find all files below ``root``. Opens none of them, so that a missing one shows within a second.
+
+        Raises:
+            MissingDataError: files or folders of the data set are not there; names all of them.
+        """
+
+    @abstractmethod
+    def read(self, complain: Complain = refuse) -> None:
+        """Read the index of what `locate` found. Called once, before any image is asked for.
+
+        Args:
+            complain: told what is wrong, by file and record. The usual one raises.
+
+        Raises:
+            UserError: an annotation file is malformed beyond single records; names the file.
+        """
+
+    def setup(self, root: Path) -> None:
+        """`locate`, then `read`."""
+        self.locate(root)
+        self.read()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image_id(self, index: int) -> str:
+        """The annotation file's own id, as text."""
+
+    @abstractmethod
+    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+        """Image, uint8 ``[H, W, 3]`` RGB, and its target at the same size, crowds and stated areas included.
+
+        Args:
+            shrink: asked once for the size on disk; the image, never the target, may then be smaller by its answer
+                (sides rounded up), where decoding it so is cheaper.
+
+        Raises:
+            UserError: an unreadable or inconsistent file; names the file and the data set.
+        """
+
+    def __getitem__(self, index: int) -> tuple[ImageArray, Target]:
+        return self.load(index)
+
+
+class IndexedReader(Reader):
+    """A reader whose images and segments stand in an annotation file."""
+
+    def __init__(
+        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self._annotations = Path()  # until `locate` finds it
+        self._index: Index | None = None
+
+    @property
+    def index(self) -> Index:
+        if self._index is None:
+            raise RuntimeError(f"{self.title}: call setup() first")
+        return self._index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def image_id(self, index: int) -> str:
+        return self.index.image(index).id
+
+    @abstractmethod
+    def image_path(self, file_name: str) -> Path:
+        """Where the image lies that the annotation file calls ``file_name``."""

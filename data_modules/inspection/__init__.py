@@ -1,0 +1,1 @@
+"""Programs that look at data: checks and statistics."""

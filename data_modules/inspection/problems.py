@@ -1,0 +1,146 @@
+"""What a data check asks of single images, and of a data set as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_modules.formats.reader import Reader
+from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError
+
+Severity = Literal["error", "warning"]
+MAX_OF_ONE_CLASS = 100
+"""Predictions of one class in one image that mask AP looks at."""
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a data set.
+
+    Attributes:
+        severity: warnings do not stop a training.
+        kind: what the summary counts together.
+        message: names file or image.
+    """
+
+    severity: Severity
+    kind: str
+    message: str
+
+
+class Finding(NamedTuple):
+    """What was found of one image.
+
+    Attributes:
+        row: index of the image in its reader.
+        digest: 16 hex digits that stand for its pixels; "" if it cannot be read.
+        problems: of this image.
+    """
+
+    row: int
+    digest: str
+    problems: list[Problem]
+
+
+def examine(reader: Reader, index: int) -> Finding:
+    """Load one image with its target and look for all that can be wrong."""
+    try:
+        image, target = reader.load(index)
+    except UserError as error:
+        return Finding(index, "", [Problem("error", "unreadable or inconsistent", str(error))])
+    name = f"{reader.title}: image {reader.image_id(index)}"
+    content = hashlib.blake2b(image.tobytes(), digest_size=8, person=str(image.shape).encode()[:16])
+    return Finding(index, content.hexdigest(), list(_problems(target, reader, name)))
+
+
+def _problems(target: Target, reader: Reader, name: str) -> Iterable[Problem]:
+    if not len(target):
+        yield Problem("warning", "without a segment", f"{name} has none")
+    if isinstance(target, SegmentMap):
+        yield from _map_problems(target, reader, name)
+    if isinstance(target, InstanceMasks) and len(target):
+        most = int(torch.bincount(target.labels).max())
+        if most > MAX_OF_ONE_CLASS:
+            yield Problem("warning", "over 100 of a class", f"{name} has {most}; mask AP looks at {MAX_OF_ONE_CLASS}")
+
+
+def _map_problems(target: SegmentMap, reader: Reader, name: str) -> Iterable[Problem]:
+    counted = torch.bincount(target.ids.flatten().long() + 1, minlength=len(target) + 1)[1:]
+    names = reader.vocabulary.names
+    for k, (pixels, label) in enumerate(zip(counted.tolist(), target.labels.tolist(), strict=True)):
+        if not pixels:
+            yield Problem("warning", "in the JSON, not in the PNG", f"{name}: segment {k} ({names[label]})")
+        elif target.areas is not None and int(target.areas[k]) != pixels:
+            message = f"{name}: segment {k} ({names[label]}) states {int(target.areas[k])} pixels, the PNG has {pixels}"
+            yield Problem("warning", "stated area is not the PNG's", message)
+    if bool((target.ids == VOID).all()) and len(target):
+        yield Problem("warning", "nothing but void", name)
+    if Task.PANOPTIC in reader.tasks:
+        yield from _split_stuff(target, counted, reader, name)
+
+
+def _split_stuff(target: SegmentMap, counted: Tensor, reader: Reader, name: str) -> Iterable[Problem]:
+    """Stuff in several segments: a model's output has one segment of a stuff class, so PQ 100 is out of reach."""
+    single = (counted > 0) & ~reader.vocabulary.is_thing[target.labels]
+    if target.is_crowd is not None:
+        single &= ~target.is_crowd
+    for label in (torch.bincount(target.labels[single]) > 1).nonzero().flatten().tolist():
+        segments = ", ".join(map(str, (single & (target.labels == label)).nonzero().flatten().tolist()))
+        message = f"{name}: segments {segments} are all {reader.vocabulary.names[label]}; a model's output merges them"
+        yield Problem("warning", "stuff in several segments", message)
+
+
+def as_prediction(target: Target) -> SegmentMap | InstanceMasks | None:
+    """The ground truth as a perfect prediction of itself; None for boxes.
+
+    Crowds, and instances without a mask, are left out, as no prediction is expected there.
+    """
+    if isinstance(target, SegmentMap):
+        crowd = torch.zeros(len(target), dtype=torch.bool) if target.is_crowd is None else target.is_crowd
+        table = torch.full((len(target) + 1,), VOID, dtype=torch.int64)
+        table[:-1][~crowd] = torch.arange(int((~crowd).sum()))
+        return SegmentMap(table[target.ids.long()], target.labels[~crowd])
+    if isinstance(target, InstanceMasks):
+        crowd = torch.zeros(len(target), dtype=torch.bool) if target.is_crowd is None else target.is_crowd
+        kept = [k for k, rle in enumerate(target.rles) if rle is not None and not crowd[k]]
+        rles = [target.rles[k] for k in kept]
+        return InstanceMasks(rles, target.labels[kept], target.size, scores=torch.ones(len(kept)))
+    return None
+
+
+class SelfScore:
+    """Scores a ground truth against itself: 100, or something in it makes 100 impossible for any model."""
+
+    def __init__(self, reader: Reader, name: str) -> None:
+        kinds: dict[Task, Any] = {}
+        if reader.gives == "map":
+            kinds = {Task.SEMANTIC: MeanIoU, Task.PANOPTIC: PanopticQuality}
+        elif reader.gives == "masks":
+            kinds = {Task.INSTANCE: MaskAveragePrecision}
+        self._metrics: dict[Task, Any] = {
+            task: kinds[task](reader.vocabulary, name) for task in reader.tasks if task in kinds
+        }
+
+    def update(self, target: Target, image_id: str) -> None:
+        """Add one image."""
+        prediction = as_prediction(target)
+        for metric in self._metrics.values():
+            metric.update(prediction, target, image_id)
+
+    def compute(self) -> dict[str, float]:
+        """The primary figure of each task, in percent.
+
+        Raises:
+            UserError: a ground truth that no metric can score, such as one that is void throughout.
+        """
+        primary = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
+        found = {}
+        for task, metric in self._metrics.items():
+            figures = metric.compute()
+            key = next(k for k in figures if k.startswith(primary[task]))
+            found[key] = 100 * float(figures[key])
+        return found

@@ -1,0 +1,144 @@
+"""Training batches as an endless stream that follows the sampling order, and evaluation samples by rank."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from data_modules.datasets import EvaluationView, TrainView
+from data_modules.formats.reader import Reader
+from data_modules.sampling import Schedule
+from data_modules.transforms import EvaluationTransform
+from dataseg.structures import Batch, Sample, Task
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    """Batch sampler that can be told where to start."""
+
+    def __init__(self, batches: Callable[[int], Iterator[list[tuple[int, int]]]]) -> None:
+        self.batches = batches
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches(self.start)
+
+
+class Stream:
+    """Endless iterable over one data set: its `Batch` at its own micro-steps, None at the others.
+
+    Args:
+        dataset: name in the configuration.
+        task: MERGE rule of its targets.
+        schedule: the order.
+        micro_step: asked at each start of iteration: where the run is. Nothing else is remembered, so a resumed run
+            needs no saved loader state.
+        num_workers: loading processes of this stream; 0 = load in the training process.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        task: Task,
+        view: TrainView,
+        schedule: Schedule,
+        micro_step: Callable[[], int],
+        num_workers: int,
+        prefetch_factor: int,
+    ) -> None:
+        self.dataset = dataset
+        self.schedule = schedule
+        self.micro_step = micro_step
+        self._sampler = _Batches(partial(schedule.batches, dataset, len(view.reader)))
+        self._batches: Iterator[Any] | None = None
+        self._loader: DataLoader[Sample] | None = DataLoader(
+            view,
+            batch_sampler=self._sampler,
+            collate_fn=partial(Batch.collate, dataset=dataset, task=task, divisor=1),
+            **worker_options(num_workers, prefetch_factor),
+        )
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        first = self._sampler.start = self.micro_step()
+        self._batches = None
+        for step in itertools.count(first):
+            yield self._next() if self.schedule.is_on(self.dataset, step) else None
+
+    def _next(self) -> Batch:
+        if self._batches is None:
+            if self._loader is None:
+                raise RuntimeError(f"the stream of {self.dataset!r} is closed")
+            self._batches = iter(self._loader)
+        batch: Batch = next(self._batches)
+        return batch
+
+    def close(self) -> None:
+        """End the loading processes. Left to the garbage collector, each would keep it waiting for five seconds."""
+        self._batches = None
+        self._loader = None
+
+
+def worker_options(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
+    """Keyword arguments of a `DataLoader` that depend on the number of its workers."""
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+    if num_workers:
+        options |= {"persistent_workers": True, "prefetch_factor": prefetch_factor, "worker_init_fn": start_worker}
+    return options
+
+
+def start_worker(worker: int) -> None:
+    """Start of a loading process: OpenCV and PyTorch with one thread each, as there is one process a core.
+
+    Requests to stop are the training process's to answer, and it needs its data until it has.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class RankShare(DistributedSampler[Any]):
+    """Every ``world_size``-th image in order; the last round is filled up with marked repeats of the first image.
+
+    A `DistributedSampler`, so that Lightning does not put its own in place, whose repeats nobody could tell.
+    """
+
+    def __init__(self, n: int, world_size: int, rank: int) -> None:
+        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.n = n
+
+    def __iter__(self) -> Iterator[Any]:
+        for round_ in range(len(self)):
+            index = round_ * self.num_replicas + self.rank
+            yield (index, False) if index < self.n else (0, True)
+
+
+def evaluation_loader(
+    dataset: str,
+    reader: Reader,
+    transform: EvaluationTransform,
+    batch_size: int,
+    world_size: int,
+    rank: int,
+    num_workers: int,
+    prefetch_factor: int,
+) -> DataLoader[Sample]:
+    """This rank's share of one evaluation set, in a fixed order."""
+    return DataLoader(
+        EvaluationView(reader, transform),
+        batch_size=batch_size,
+        sampler=RankShare(len(reader), world_size, rank),
+        collate_fn=partial(Batch.collate, dataset=dataset, task=reader.tasks[0]),
+        **worker_options(num_workers, prefetch_factor),
+    )
+
+
+def names_of(readers: Sequence[str]) -> str:
+    """For messages."""
+    return ", ".join(sorted(readers)) or "none"

@@ -1,1 +1,0 @@
-"""Ablations: suites of experiments, run with one command (`dataseg.ablation.runner`)."""

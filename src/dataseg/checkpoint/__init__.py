@@ -1,0 +1,1 @@
+"""Checkpoints: names, durable writing, validation, resuming, weights of other projects."""

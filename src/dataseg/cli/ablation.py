@@ -1,0 +1,64 @@
+"""Run a suite of experiments, or print its commands.
+
+``dataseg ablation --suite conf/suite/scaling_mini.yaml --seeds 3 [--parallel N] [--dry] [overrides]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dataseg.experiments.jobs import Job, jobs_of
+from dataseg.experiments.runner import Runner, default_parallel, share_out
+from dataseg.experiments.suite import load
+from dataseg.structures import UserError
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 if all runs are done, 1 if some failed, 130 if it was stopped."""
+    parser = argparse.ArgumentParser(prog="dataseg ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each row, from 0")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--parallel", type=int, default=0, help="runs at a time; default: fits this machine")
+    parser.add_argument("--dry", action="store_true", help="print the commands only")
+    parser.add_argument("--machines", type=int, default=1, help="with --dry: share the commands out")
+    options, overrides = parser.parse_known_args(args)
+    try:
+        if options.machines < 1 or options.parallel < 0:
+            raise UserError(f"MACHINES and PARALLEL must be positive, got {options.machines} and {options.parallel}")
+        suite = load(options.suite)
+        jobs = jobs_of(suite, options.seeds, options.runs, overrides)
+        if options.dry:
+            print(commands(jobs, options.machines))
+            return 0
+        return 0 if Runner(suite, options.parallel or default_parallel(), Console(soft_wrap=True)).run(jobs) else 1
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        return 130
+
+
+def commands(jobs: Sequence[Job], machines: int) -> str:
+    """What to run on each machine, one line a run; those that are done are left out."""
+    todo = [job for job in jobs if not job.is_done()]
+    lines = [f"# {len(todo)} of {len(jobs)} runs; afterwards put runs/ of all machines together for the report"]
+    others = sum(job.is_another() for job in todo)
+    if others:
+        lines.append(f"# {others} of them hold results of other arguments, which are kept as <run>.old<n>")
+    python = os.path.relpath(sys.executable)
+    for number, share in enumerate(share_out(todo, machines), start=1):
+        lines.append(f"# machine {number} of {machines}: {len(share)} runs, {sum(job.steps for job in share):,} steps")
+        lines += [shlex.join([python, *job.command[1:]]) for job in share]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

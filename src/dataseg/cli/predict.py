@@ -1,0 +1,218 @@
+r"""Predict on images of one's own: a picture of each with its segments, and all segments in one JSON file.
+
+    dataseg predict --model runs/mini_all/version_0/checkpoints/best.ckpt --dataset coco \
+        --images photos --out predictions
+    dataseg predict --model model.safetensors --classes cat,dog --task instance --images a.jpg b.jpg --out out
+
+The model is a run's checkpoint (see `dataseg.deployment.from_run`) or what `dataseg.load` takes.
+``<out>/predictions.json`` names its fields as COCO's files do: ``images`` is a list of ``file_name``, ``height``,
+``width``, ``picture`` and ``segments``; a segment has ``category`` (name), ``category_id``, ``score`` (but for the
+semantic task), ``area``, ``bbox`` (x, y, width, height) and ``segmentation`` (run lengths, for pycocotools.mask), in
+pixels of the image as it is stored: rotation flags (EXIF) are ignored. Pictures leave out instances of low score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as mask_tools
+from rich.console import Console
+from rich.progress import track
+
+from dataseg.checkpoint.load import is_run
+from dataseg.config.instantiate import packages_of
+from dataseg.deployment.from_run import model_of
+from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
+from dataseg.io.images import read_picture, write_png
+from dataseg.io.rle import encode_masks, rle_to_json
+from dataseg.prediction_files import write_json
+from dataseg.structures import SegmentMap, Segments, Task, UserError, Vocabulary
+from dataseg.visualization.overlay import confident, draw
+
+RESULT = "predictions.json"
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"),
+    *(".gif", ".avif", ".heic", ".heif"),  # which OpenCV reads or not: then they are named, not passed over
+)
+"""Endings of what is taken from a folder."""
+
+
+def predict(
+    predictor: Predictor, images: dict[str, Path], vocabulary: Vocabulary, task: Task, out: Path, progress: bool = False
+) -> tuple[int, list[str]]:
+    """Write a picture of each image as ``<out>/<name>.png``, then ``<out>/predictions.json``.
+
+    Args:
+        predictor: the model.
+        images: files by name, see `find_images`.
+        vocabulary: the classes.
+        task: what is predicted.
+        out: folder, made if it is missing.
+        progress: show a bar.
+
+    Returns:
+        Number of segments; and a message for each image that could not be read, which is left out.
+
+    Raises:
+        UserError: names without vectors, and no encoder.
+    """
+    records, problems = [], []
+    for name, path in track(images.items(), "predicting", console=Console(stderr=True), disable=not progress):
+        try:
+            image = read_picture(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        segments = predictor(image, vocabulary, task).to("cpu")
+        picture = f"{name}.png"
+        write_png(out / picture, draw(image, confident(segments), vocabulary))
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        records.append({"file_name": name, **size, "picture": picture, "segments": describe(segments, vocabulary)})
+    write_json(out / RESULT, {"task": task, "vocabulary": vocabulary.name, "images": records})
+    return sum(len(record["segments"]) for record in records), problems
+
+
+def describe(segments: Segments, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """JSON-able records, in the order of the prediction; their fields stand at the top of this module."""
+    scores = [{}] * len(segments) if segments.scores is None else [{"score": s} for s in segments.scores.tolist()]
+    records = []
+    for label, rle, score in zip(segments.labels.tolist(), _rles(segments), scores, strict=True):
+        spec = vocabulary.classes[label]
+        extent = {"area": int(mask_tools.area(rle)), "bbox": [int(v) for v in mask_tools.toBbox(rle)]}
+        names = {"category": spec.name, "category_id": spec.id}
+        records.append({**names, **score, **extent, "segmentation": rle_to_json(rle)})
+    return records
+
+
+def _rles(segments: Segments) -> Iterator[dict[str, Any]]:
+    """One by one: hundreds of masks of a large image would not fit into memory."""
+    if isinstance(segments, SegmentMap):
+        for k in range(len(segments)):
+            yield encode_masks((segments.ids == k)[None])[0]
+    else:
+        yield from (rle for rle in segments.rles if rle is not None)  # only ground truth lacks masks
+
+
+def find_images(sources: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Image files by name: a file's own, or its path below the folder that it was found in.
+
+    Args:
+        sources: files, and folders that are searched to any depth; hidden files are passed over, as is ``out``.
+        out: where results go.
+
+    Raises:
+        UserError: a source is missing, empty, or lies in ``out``; or two images have one name.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source}: no such image or folder of images")
+        if source.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{source} lies in the folder {out}, to which pictures are written: take another --out")
+        files = _images_in(source, out) if source.is_dir() else [source]
+        if not files:
+            raise UserError(f"{source}: holds no image ({', '.join(SUFFIXES)})")
+        for path in files:
+            name = path.relative_to(source).as_posix() if source.is_dir() else path.name
+            if name in found:
+                raise UserError(f"{found[name]} and {path} are both named {name}: predict them in two runs")
+            found[name] = path
+    return found
+
+
+def _images_in(folder: Path, out: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.resolve().is_relative_to(out.resolve())
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+def _load(source: str, names: Vocabulary | None) -> Predictor:
+    """A checkpoint's predictor has vectors of further ``names`` made by its run's own encoder."""
+    if not is_run(Path(source)):
+        return load(source)
+    model = model_of(Path(source), vocabularies=() if names is None else (names,))
+    return Predictor.from_file(model, source, packages=packages_of(model.config))
+
+
+def _of_data_set(predictor: Predictor, name: str | None) -> Vocabulary:
+    known = predictor.vocabularies
+    if name is None and len({vocabulary.digest for vocabulary in known.values()}) > 1:
+        raise UserError(f"the model knows several data sets: choose --dataset, one of {sorted(known)}, or --classes")
+    return predictor.vocabulary(name or next(iter(known)))
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        return torch.zeros(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises for one that is unknown or not there
+        raise UserError(f"no device {name!r} ({str(error).splitlines()[0]})") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dataseg predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="*.ckpt of a run, *.safetensors, or hf://owner/name")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="files, or folders to search")
+    parser.add_argument("--out", required=True, type=Path, help=f"folder for the pictures and {RESULT}")
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--dataset", help="whose classes; may be left out if the model knows one data set")
+    classes.add_argument("--classes", help="in place of a data set's, e.g. cat,dog,sky")
+    parser.add_argument("--stuff", help="those of --classes that are not countable, e.g. sky")
+    parser.add_argument(
+        "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
+    )
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status, 1 if images could not be read, 2 for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        problems = _run(options)
+    except (UserError, OSError) as error:  # OSError: --out cannot be written, or the disk is full
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _run(options: argparse.Namespace) -> list[str]:
+    out: Path = options.out
+    images, device = find_images(options.images, out), _device(options.device)
+    named = None
+    if options.classes is not None:
+        named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))
+    elif options.stuff is not None:
+        raise UserError("--stuff says which of --classes are not countable; a data set says so itself")
+    predictor = _load(options.model, named).to(device)
+    vocabulary = named or _of_data_set(predictor, options.dataset)
+    predictor.classes(vocabulary)  # names without vectors are found before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    count, problems = predict(predictor, images, vocabulary, Task(options.task), out, progress=sys.stderr.isatty())
+    done = f"{len(images) - len(problems)} of {len(images)} images"
+    print(f"{out / RESULT}: {options.task}, {count} segments in {done}, their pictures beside it")
+    return problems
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")] if names else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

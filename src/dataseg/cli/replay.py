@@ -1,0 +1,163 @@
+"""The step at which a run stopped because a loss or gradient was not finite: written down, and run again to look at.
+
+``dataseg replay runs/.../replay/step-<n>-rank-<r>.pt [--pdb]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pdb
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from dataseg.checkpoint.validate import not_finite
+from dataseg.cli.co_training import CoTrainingCLI
+from dataseg.config.instantiate import without_downloads
+from dataseg.structures import Batch, UserError
+from dataseg.training.module import CoTrainedSegmenter
+from dataseg.training.replay_file import batch_from_plain, weights_file
+
+
+class NotFiniteHereError(ArithmeticError):
+    """The first module whose output is not finite, raised where it is computed."""
+
+
+def replay(file: Path, config: Path | None = None) -> bool:
+    """Run the step again, in this process and without loading workers; whether all of it was finite.
+
+    Args:
+        file: of `write_replay`.
+        config: the run's; default: ``config.yaml`` two folders up.
+
+    Raises:
+        UserError: a file is missing or damaged.
+        NotFiniteHereError: from the module that first gave a value that is not finite.
+        RuntimeError: from torch's anomaly detection, if the first such value arises in the backward pass.
+    """
+    content, weights = _load(file), _load(weights_file(file))
+    module = _module(config or file.parent.parent / "config.yaml")
+    module.load_state_dict(weights)
+    facts = content["facts"]
+    device = torch.device("cuda" if facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
+    module.to(device).train()
+    print(f"{file}\n" + "\n".join(f"  {name}: {value}" for name, value in facts.items()))
+    broken = not_finite(module.state_dict())
+    if broken:
+        print(f"  weights were not finite before the step: {', '.join(broken)}")
+    precision = str(facts["precision"])
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16
+    autocast = torch.autocast(device.type, dtype) if "mixed" in precision else contextlib.nullcontext()
+    with torch.autograd.set_detect_anomaly(True, check_nan=True), _watched(module):
+        for parts, seed in zip(content["batches"], content["seeds"], strict=True):
+            torch.manual_seed(seed)
+            for part in parts:
+                with autocast:
+                    _run(module, batch_from_plain(part).to(device))
+    broken = not_finite({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+    print(f"  gradients that are not finite: {', '.join(broken)}" if broken else "  everything was finite this time")
+    return not broken
+
+
+def _run(module: CoTrainedSegmenter, batch: Batch) -> None:
+    print(f"  {batch.dataset}: images {batch.image_ids}")
+    terms = module.loss_terms(batch)
+    if module.cost_error is not None:
+        raise module.cost_error
+    for name, value in terms.items():
+        print(f"    {name}: {float(value.detach()):.6g}")
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not a replay file that can be read ({type(error).__name__})") from error
+
+
+def _module(config: Path) -> CoTrainedSegmenter:
+    """The run's module as its configuration builds it; pretrained weights are not fetched, data are not looked for."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{config}: the run's configuration cannot be read ({error}); give it with --config") from error
+    kept = {key: without_downloads(content[key]) for key in ("model", "data")}
+    if kept["model"].get("classifier") != "linear":
+        kept["model"]["weights"] = None
+    cli = CoTrainingCLI(
+        CoTrainedSegmenter,
+        LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        run=False,
+        args={**kept, "seed_everything": 0, "trainer": {"accelerator": "cpu", "devices": 1, "logger": False}},
+    )
+    module: CoTrainedSegmenter = cli.model
+    return module
+
+
+@contextlib.contextmanager
+def _watched(module: nn.Module) -> Iterator[None]:
+    """Raise in the first innermost module whose output is not finite."""
+    handles = []
+    for name, child in module.named_modules():
+
+        def check(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            for tensor in _tensors(output):
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    count = int((~tensor.isfinite()).sum())
+                    inputs = [
+                        f"{list(t.shape)} largest {float(t.detach().abs().max()):.4g}"
+                        for t in _tensors(args)
+                        if t.numel()
+                    ]
+                    raise NotFiniteHereError(
+                        f"{name or 'the module'}: {count} of {tensor.numel()} values of its output"
+                        f" {list(tensor.shape)} are not finite; inputs: {'; '.join(inputs)}"
+                    )
+
+        handles.append(child.register_forward_hook(check))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 = everything was finite this time, 1 = it happened again or the files cannot be read."""
+    parser = argparse.ArgumentParser(description="run a step again that was not finite")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--config", type=Path, default=None, help="the run's config.yaml")
+    parser.add_argument("--pdb", action="store_true", help="debugger at the place where it arises")
+    options = parser.parse_args(args)
+    try:
+        return 0 if replay(options.file, options.config) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        print(f"it happened again: {type(error).__name__}: {error}", file=sys.stderr)
+        if options.pdb:
+            pdb.post_mortem(error.__traceback__)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Write the report of a suite: a page and a Markdown file, from the runs that are there.
+
+``dataseg report --suite conf/suite/scaling_mini.yaml [--runs runs] [--out docs/scaling_mini]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from dataseg.experiments.report.collect import collect
+from dataseg.experiments.report.markdown import markdown
+from dataseg.experiments.report.page import page
+from dataseg.experiments.suite import load
+from dataseg.structures import UserError
+
+
+def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Write ``<out>.html`` and ``<out>.md``.
+
+    Args:
+        suite_file: of ``conf/suite``.
+        runs: folder of all runs.
+        out: without suffix; None = ``<runs>/<suite>/report``.
+
+    Returns:
+        the two files.
+
+    Raises:
+        UserError: no such suite, or no run of it.
+    """
+    suite = load(suite_file)
+    findings = collect(suite, runs, conf=suite_file.parent.parent)
+    out = out or runs / suite.name / "report"
+    files = out.with_name(f"{out.name}.html"), out.with_name(f"{out.name}.md")
+    _write(files[0], page(findings, date.today()))
+    _write(files[1], markdown(findings, files[0].name))
+    return files
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 1 with a message for a mistake of the user."""
+    parser = argparse.ArgumentParser(prog="dataseg report", description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--out", type=Path, help="files to write, without suffix; default: <runs>/<suite>/report")
+    options = parser.parse_args(args)
+    try:
+        files = report(options.suite, options.runs, options.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    for file in files:
+        print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+r"""Score prediction files of any model against ground-truth files, in the official formats.
+
+    dataseg score --task panoptic --gt panoptic_val2017.json --pred results.json
+    dataseg score --task instance --gt instances_val2017.json --pred results.json
+    dataseg score --task semantic --gt annotations/validation --pred results \
+        --vocabulary data_modules/vocabularies/ade20k_150.json --gt-ignore 0
+
+Prints the figures in percent and writes them, with the convention behind them, beside the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.prediction_files import (
+    InstanceResults,
+    InstanceTruth,
+    LabelFiles,
+    PanopticFiles,
+    vocabulary_of,
+    write_json,
+)
+from dataseg.structures import Segments, Task, UserError, Vocabulary
+from dataseg.visualization.class_tables import confusion_markdown, figures_of_class, per_class_markdown
+
+Metric = PanopticQuality | MaskAveragePrecision | MeanIoU
+
+
+@dataclass
+class Inputs:
+    """What is compared.
+
+    Attributes:
+        gt: JSON file (panoptic, instance) or folder of label maps (semantic).
+        pred: likewise.
+        vocabulary: None = the categories that the ground truth lists (semantic label maps list none).
+        gt_folder: of panoptic PNGs; None = named like the JSON file.
+        pred_folder: likewise.
+        gt_shift: added to class ids of the ground truth before they are looked up in the vocabulary.
+        pred_shift: likewise of the predictions.
+        gt_ignore: values of label maps that have no label.
+        pred_ignore: values of label maps that predict nothing.
+        areas: see `PanopticQuality`.
+        convention: see `MeanIoU`.
+    """
+
+    gt: Path
+    pred: Path
+    vocabulary: Vocabulary | None = None
+    gt_folder: Path | None = None
+    pred_folder: Path | None = None
+    gt_shift: int = 0
+    pred_shift: int = 0
+    gt_ignore: tuple[int, ...] = ()
+    pred_ignore: tuple[int, ...] = ()
+    areas: Any = "stored"
+    convention: Any = "detectron2"
+
+
+@dataclass
+class Scores:
+    """Figures as fractions, their convention, and those of each class; see the metric's own documentation."""
+
+    figures: dict[str, float]
+    convention: dict[str, str]
+    per_class: dict[str, Tensor]
+    vocabulary: Vocabulary
+    images: int
+    confusion: Tensor | None = None
+    unused: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures in percent (null where undefined), counts as they are."""
+        content: dict[str, Any] = {name: _percent(value) for name, value in self.figures.items()}
+        content |= {"unit": "percent", "images": self.images, "convention": self.convention}
+        content["per_class"] = figures_of_class(self.per_class, self.vocabulary.names)
+        if self.confusion is not None:
+            content["confusion"] = self.confusion.tolist()
+        return content
+
+
+def _percent(value: float) -> float | None:
+    return None if value != value else 100 * value
+
+
+def score(task: Task, inputs: Inputs, progress: bool = False) -> Scores:
+    """Score files.
+
+    Raises:
+        UserError: a missing, broken or inconsistent file or record; names it.
+    """
+    metric, image_ids, load, predicted = _PREPARE[task](inputs)
+    if not image_ids:
+        raise UserError(f"{inputs.gt}: holds no image")
+    console = Console(stderr=True)
+    for image_id in track(image_ids, "scoring", console=console, disable=not progress, transient=True):
+        prediction, target = load(image_id)
+        metric.update(prediction, target, image_id)  # type: ignore[arg-type]
+    figures = {name: float(value) for name, value in metric.compute().items()}
+    return Scores(
+        figures,
+        metric.convention,
+        metric.per_class(),
+        metric.vocabulary,
+        len(image_ids),
+        confusion=metric.confusion_matrix() if isinstance(metric, MeanIoU) else None,
+        unused=len(set(predicted) - set(image_ids)),
+    )
+
+
+Prepared = tuple[Metric, list[str], Callable[[str], tuple[Segments, Segments]], Sequence[str]]
+
+
+def _prepare_panoptic(inputs: Inputs) -> Prepared:
+    vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
+    truth = PanopticFiles(inputs.gt, vocabulary, inputs.gt_folder, is_truth=True, id_shift=inputs.gt_shift)
+    results = PanopticFiles(inputs.pred, vocabulary, inputs.pred_folder, id_shift=inputs.pred_shift)
+    metric = PanopticQuality(vocabulary, dataset=str(inputs.gt), areas=inputs.areas)
+    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
+
+
+def _prepare_instance(inputs: Inputs) -> Prepared:
+    vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
+    truth = InstanceTruth(inputs.gt, vocabulary, inputs.gt_shift)
+    results = InstanceResults(inputs.pred, vocabulary, truth.sizes, inputs.pred_shift)
+    metric = MaskAveragePrecision(vocabulary, dataset=str(inputs.gt))
+    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), ()
+
+
+def _prepare_semantic(inputs: Inputs) -> Prepared:
+    if inputs.vocabulary is None:
+        raise UserError(
+            f"{inputs.gt}: label maps do not say their classes; name a file, e.g."
+            " --vocabulary data_modules/vocabularies/ade20k_150.json"
+        )
+    truth = LabelFiles(inputs.gt, inputs.vocabulary, inputs.gt_ignore, inputs.gt_shift)
+    results = LabelFiles(inputs.pred, inputs.vocabulary, inputs.pred_ignore, inputs.pred_shift)
+    metric = MeanIoU(inputs.vocabulary, dataset=str(inputs.gt), convention=inputs.convention)
+    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
+
+
+_PREPARE: dict[Task, Callable[[Inputs], Prepared]] = {
+    Task.PANOPTIC: _prepare_panoptic,
+    Task.INSTANCE: _prepare_instance,
+    Task.SEMANTIC: _prepare_semantic,
+}
+
+
+def report(scores: Scores, console: Console, per_class: bool) -> None:
+    """Print the figures, the convention and, if wanted, the classes."""
+    table = Table(title=f"{scores.convention['metric']}: {scores.images} images")
+    table.add_column("figure")
+    table.add_column("percent", justify="right")
+    for name, value in scores.figures.items():
+        table.add_row(name, "-" if value != value else f"{100 * value:.3f}")
+    console.print(table)
+    for name, text in scores.convention.items():
+        console.print(f"  {name}: {text}", highlight=False)
+    if scores.unused:
+        console.print(f"  note: {scores.unused} predicted image(s) are not in the ground truth and were left out")
+    if per_class:
+        console.print(per_class_markdown(scores.per_class, scores.vocabulary.names), highlight=False, markup=False)
+        if scores.confusion is not None:
+            console.print(confusion_markdown(scores.confusion, scores.vocabulary.names), highlight=False, markup=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dataseg score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", required=True, choices=[t.value for t in Task])
+    parser.add_argument("--gt", required=True, type=Path, help="ground truth: JSON file, or folder of label maps")
+    parser.add_argument("--pred", required=True, type=Path, help="predictions: JSON file, or folder of label maps")
+    parser.add_argument("--vocabulary", type=Path, help="classes; default: the categories of the ground truth")
+    parser.add_argument("--gt-folder", type=Path, help="panoptic PNGs; default: named like the JSON file")
+    parser.add_argument("--pred-folder", type=Path, help="panoptic PNGs; default: named like the JSON file")
+    for side in ("gt", "pred"):
+        parser.add_argument(f"--{side}-shift", type=int, default=0, help="added to class ids before they are looked up")
+        parser.add_argument(
+            f"--{side}-ignore", type=int, nargs="*", default=[], help="values of label maps without a label"
+        )
+    parser.add_argument("--areas", choices=["stored", "recounted", "both"], default="stored", help="panoptic only")
+    conventions = ["detectron2", "mmsegmentation", "all_classes"]
+    parser.add_argument("--convention", choices=conventions, default="detectron2", help="semantic only")
+    parser.add_argument("--per-class", action="store_true", help="print the figures of each class")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; default: <pred>.<task>_scores.json")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status, 2 for a mistake in the input."""
+    options = vars(_parser().parse_args(arguments))
+    task, out, per_class = Task(options.pop("task")), options.pop("out"), options.pop("per_class")
+    try:
+        if options["vocabulary"] is not None:
+            options["vocabulary"] = Vocabulary.load(options["vocabulary"])
+        options |= {name: tuple(options[name]) for name in ("gt_ignore", "pred_ignore")}
+        scores = score(task, Inputs(**options), progress=sys.stderr.isatty())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    report(scores, console, per_class)
+    pred: Path = options["pred"]
+    out = out or pred.with_name(f"{pred.stem}.{task}_scores.json")
+    files = {"gt": str(options["gt"]), "pred": str(pred)}
+    write_json(out, {**scores.to_json(), "task": str(task), "files": files}, indent=2)
+    console.print(f"written: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Configuration files: `extends`, differences between two of them, and objects built from them."""

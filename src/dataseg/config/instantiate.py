@@ -1,0 +1,49 @@
+"""Objects built from sections of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from dataseg.structures import UserError
+
+
+def instantiate(base: type, section: Mapping[str, Any], where: str) -> Any:
+    """What a section of a configuration describes: ``class_path`` and ``init_args``, or the arguments of ``base``.
+
+    Raises:
+        UserError: no such class or argument; starts with ``where``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--section", type=base)
+    try:
+        return parser.instantiate(parser.parse_object({"section": dict(section)})).section
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())[:600]
+        raise UserError(f"{where} cannot be built: {reason}. Was it written by another version?") from error
+
+
+def class_paths(section: Any) -> Iterator[str]:
+    """Every ``class_path`` in a section of a configuration."""
+    if isinstance(section, Mapping):
+        if isinstance(section.get("class_path"), str):
+            yield section["class_path"]
+        for value in section.values():
+            yield from class_paths(value)
+    elif isinstance(section, list | tuple):
+        for value in section:
+            yield from class_paths(value)
+
+
+def packages_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packages whose classes a configuration's network is made of."""
+    return tuple(sorted({name.split(".")[0] for name in class_paths(config["model"]["network"])}))
+
+
+def without_downloads(section: Any) -> Any:
+    """The same, with ``pretrained`` false wherever it is: all weights are in the file."""
+    if isinstance(section, Mapping):
+        return {k: False if k == "pretrained" else without_downloads(v) for k, v in section.items()}
+    return section

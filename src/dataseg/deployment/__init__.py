@@ -1,0 +1,1 @@
+"""Models in one file: export, prediction, traced networks, the Hugging Face hub."""

@@ -1,0 +1,103 @@
+"""An exported model from what a training run left: checkpoint, configuration, text vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataseg.checkpoint.load import read_checkpoint
+from dataseg.config.instantiate import instantiate, packages_of
+from dataseg.deployment.model_file import ModelFile
+from dataseg.deployment.network import build_network, network_weights
+from dataseg.structures import UserError, Vocabulary
+from dataseg.text.cache import TextCache, read_cache
+from dataseg.text.embeddings import TextEmbeddings
+
+CONFIG = "config.yaml"
+
+
+def model_of(
+    checkpoint: Path,
+    config: Path | None = None,
+    text_cache: Path | None = None,
+    vocabularies: Sequence[Vocabulary] = (),
+) -> ModelFile:
+    """Gather all that a model needs; the network is built once to see that everything fits.
+
+    Args:
+        checkpoint: file, or folder of shards.
+        config: resolved configuration of its run; None = the nearest ``config.yaml`` above the checkpoint.
+        text_cache: in place of the configuration's ``model.text.cache``.
+        vocabularies: to carry along, beside those of the run; by their own name.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit; or text vectors cannot be had.
+    """
+    content = read_checkpoint(checkpoint)
+    path = config or config_of(checkpoint)
+    settings = _read_config(path)
+    weights = network_weights(content.state_dict, str(checkpoint))
+    packages = packages_of(settings)  # one's own run is trusted
+    build_network(settings, weights, f"{checkpoint} with {path}", packages)
+    own = {name: Vocabulary.from_json(record) for name, record in content.vocabularies.items()}
+    clash = sorted({v.name for v in vocabularies} & set(own))
+    if clash:
+        raise UserError(f"vocabularies {clash} have the names of data sets that {checkpoint} was trained on")
+    every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
+    text = _text_vectors(settings, path, text_cache, list(every.values()))
+    return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step))
+
+
+def config_of(checkpoint: Path) -> Path:
+    absolute = checkpoint.absolute()
+    folders = [absolute, *absolute.parents][: 1 + 2] if absolute.is_dir() else list(absolute.parents)[:2]
+    for folder in folders:
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    looked = ", ".join(str(folder) for folder in folders)
+    raise UserError(
+        f"{checkpoint}: no {CONFIG} of its run in {looked}: copy it there from the machine that trained, or name it"
+        " with --config"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(content, dict) or not {"network", "text"} <= set(content.get("model") or {}):
+        raise UserError(f"{path}: not the resolved configuration of a run (it has no model.network and model.text)")
+    return content
+
+
+def _text_vectors(
+    settings: dict[str, Any], path: Path, cache: Path | None, vocabularies: Sequence[Vocabulary]
+) -> TextCache:
+    """Vectors of the vocabularies' names alone, and what they were made with."""
+    section = settings["model"]["text"]
+    if cache is not None:
+        arguments = section.get("init_args", section) | {"cache": str(cache)}
+        section = section | {"init_args": arguments} if "init_args" in section else arguments
+    text: TextEmbeddings = instantiate(TextEmbeddings, section, f"{path}: model.text")
+    names = sorted({prompt for v in vocabularies for spec in v.classes for prompt in spec.prompts})
+    vectors = text.embed(names)
+    metadata = read_cache(text.cache).metadata | {"template_set": text.templates}
+    return TextCache(vectors, {name: row for row, name in enumerate(names)}, metadata)
+
+
+def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
+    """Step, figures of that step if the run noted any, and versions."""
+    metrics = config.with_name("metrics.json")
+    figures: dict[str, float] = {}
+    if metrics.is_file():
+        history = json.loads(metrics.read_text(encoding="utf-8")).get("history", [])
+        of_step: dict[str, Any] = next((entry for entry in history if entry.get("step") == step), {})
+        figures = {k: v for k, v in of_step.items() if k != "step" and v is not None}
+    versions = {name: version(name) for name in ("dataseg", "torch", "timm")}
+    return {"checkpoint": checkpoint.name, "step": step, "figures": figures, "versions": versions}

@@ -1,0 +1,104 @@
+"""A model in one file: weights, text vectors, vocabularies and configuration, as safetensors. Nothing in it is run.
+
+Tensors: ``network.<name>`` as in the network's state dict, and ``text.vectors``, ``[N, D]``. The rest is JSON in the
+metadata: ``config`` (the run's resolved configuration), ``vocabularies`` (by data set), ``text`` (the names of the
+vectors' rows, and what they were made with) and ``provenance``.
+
+Shape legend: N = names, D = width of the text space.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dataseg.structures import UserError, Vocabulary
+from dataseg.text.cache import TextCache
+
+FORMAT = "dataseg model 1"
+
+
+NETWORK, _VECTORS = "network.", "text.vectors"
+
+
+@dataclass
+class ModelFile:
+    """What stands in the file.
+
+    Attributes:
+        weights: the network's state dict.
+        config: of the run, resolved; ``model.network`` is what the network is built from.
+        vocabularies: by data set.
+        text: vectors of all names of the vocabularies; "encoder" and "templates" in its metadata say whose they are.
+        provenance: where the weights come from, for people.
+    """
+
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    vocabularies: dict[str, Vocabulary]
+    text: TextCache
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, vocabulary in self.vocabularies.items():
+            missing = [p for c in vocabulary.classes for p in c.prompts if p not in self.text.rows]
+            if missing:
+                raise ValueError(f"vocabulary of {name!r}: no text vector for {missing[:5]}")
+
+
+def write_model(path: Path, model: ModelFile) -> None:
+    """Write a model in one piece: readers see the old file or the new one."""
+    tensors = {f"{NETWORK}{name}": value.detach().cpu().clone() for name, value in model.weights.items()}
+    tensors[_VECTORS] = model.text.vectors.float()
+    names = sorted(model.text.rows, key=lambda name: model.text.rows[name])
+    records = {
+        "config": model.config,
+        "vocabularies": {name: vocabulary.to_json() for name, vocabulary in model.vocabularies.items()},
+        "text": {"names": names, **model.text.metadata},
+        "provenance": model.provenance,
+    }
+    metadata = {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in records.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(contiguous, temporary, metadata=metadata | {"format": FORMAT})
+        os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else could read
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read what `write_model` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, or no such model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        records = {key: json.loads(metadata[key]) for key in ("config", "vocabularies", "text", "provenance")}
+        vectors, text = weights.pop(_VECTORS), records["text"]
+        names = text.pop("names")
+        return ModelFile(
+            weights={name.removeprefix(NETWORK): value for name, value in weights.items()},
+            config=records["config"],
+            vocabularies={name: Vocabulary.from_json(content) for name, content in records["vocabularies"].items()},
+            text=TextCache(vectors, {name: row for row, name in enumerate(names)}, text),
+            provenance=records["provenance"],
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a whole exported model ({error}); write it with make export") from error

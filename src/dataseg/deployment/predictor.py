@@ -1,0 +1,305 @@
+"""A trained model for use: ``dataseg.load(path)``, then images in, segments out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataseg.config.instantiate import instantiate
+from dataseg.deployment.model_file import ModelFile, read_model
+from dataseg.deployment.network import build_network
+from dataseg.inference.postprocess import PostProcessor
+from dataseg.inference.resize import EvaluationSize, to_tensor
+from dataseg.inference.test_time_augmentation import segment
+from dataseg.io.images import read_picture
+from dataseg.network import MaskClassificationNetwork
+from dataseg.structures import (
+    Batch,
+    Boxes,
+    ClassEmbeddings,
+    ClassSpec,
+    DatasetSpec,
+    Proposals,
+    Sample,
+    Segments,
+    Task,
+    UserError,
+    Views,
+    Vocabulary,
+)
+from dataseg.text.cache import TextCache, read_cache
+from dataseg.text.embeddings import TextEmbeddings
+from dataseg.text.encoder import TextEncoder
+from dataseg.text.templates import templates_of
+
+Image: TypeAlias = NDArray[np.uint8] | Tensor | Path | str
+ClassNames: TypeAlias = Sequence[str | Sequence[str]]
+"""Class names; a sequence in place of a name lists one class's synonyms."""
+
+HUB = "hf://"
+
+
+def load(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    encoder: TextEncoder | None = None,
+    packages: Sequence[str] = (),
+) -> Predictor:
+    """Load a model that ``make export`` wrote.
+
+    Args:
+        path: the file, or ``hf://owner/name`` for one on the Hugging Face hub (``hf://owner/name@revision``).
+        device: where the network runs.
+        encoder: makes vectors of class names that the file does not hold; the kind that the model was trained with,
+            e.g. ``dataseg.text.encoder.OpenClipText()``.
+        packages: whose classes the file's configuration may name, beside this project's.
+
+    Raises:
+        UserError: the file is missing, damaged or of something else; or the encoder is of another kind.
+    """
+    source = _from_hub(str(path)) if str(path).startswith(HUB) else Path(path)
+    return Predictor.from_file(read_model(source), str(path), encoder, tuple(packages)).to(device)
+
+
+class Predictor:
+    """A network with the vocabularies it was trained on, and with any other whose names can be embedded.
+
+    Args:
+        network: in evaluation mode.
+        vocabularies: by data set.
+        names: vectors of the vocabularies' names.
+        size: of what the network is shown.
+        views: how the semantic task looks at an image.
+        postprocess: options of the three tasks.
+        encoder: see `load`.
+        templates: name of the set of prompt templates that the vectors were made with.
+    """
+
+    def __init__(
+        self,
+        network: MaskClassificationNetwork,
+        vocabularies: Mapping[str, Vocabulary],
+        names: TextCache,
+        size: EvaluationSize = EvaluationSize(),  # noqa: B008 (frozen)
+        views: Views = Views(),  # noqa: B008 (frozen)
+        postprocess: PostProcessor = PostProcessor(),  # noqa: B008 (frozen)
+        encoder: TextEncoder | None = None,
+        templates: Any = "vild",
+    ) -> None:
+        self.network = network
+        self.vocabularies = dict(vocabularies)
+        self.size = size
+        self.views = views
+        self.postprocess = postprocess
+        self._names = names
+        self._templates = templates
+        self._encoder = encoder
+        if encoder is not None:
+            _check_encoder(encoder, templates, names)
+        self._embedded: dict[tuple[str, str], ClassEmbeddings] = {}
+
+    @classmethod
+    def from_file(
+        cls, model: ModelFile, source: str, encoder: TextEncoder | None = None, packages: tuple[str, ...] = ()
+    ) -> Self:
+        """The predictor of a model in memory; ``source`` is for messages."""
+        section = model.config["model"]
+        data = (model.config.get("data") or {}).get("init_args") or {}
+        options = section.get("postprocess")
+        return cls(
+            build_network(model.config, model.weights, source, packages),
+            model.vocabularies,
+            model.text,
+            EvaluationSize(
+                data.get("eval_size", EvaluationSize.size), data.get("eval_max_size", EvaluationSize.max_size)
+            ),
+            _views(data),
+            instantiate(PostProcessor, options, f"{source}: model.postprocess") if options else PostProcessor(),
+            encoder,
+            model.text.metadata["template_set"],
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.pixel_mean.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network."""
+        self.network.to(device)
+        self._embedded.clear()
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Image,
+        vocabulary: str | Vocabulary | ClassNames,
+        task: Task | str = Task.PANOPTIC,
+        stuff: Sequence[str] = (),
+    ) -> Segments:
+        """Segment one image.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB (array or tensor), or an image file.
+            vocabulary: name of a data set or vocabulary in the file, a `Vocabulary`, or class names.
+            task: semantic, panoptic or instance.
+            stuff: if class names are given, which of them (by the first synonym) are stuff; the others are things.
+
+        Returns:
+            At the image's size. Semantic and panoptic: a `dataseg.structures.SegmentMap`, ids int32 ``[H, W]``;
+            instance: `dataseg.structures.InstanceMasks`. Labels are indices into the vocabulary (see `vocabulary`).
+
+        Raises:
+            UserError: no such image, vocabulary or task; or names without vectors, and no encoder.
+        """
+        if task not in list(Task):
+            raise UserError(f"no task {task!r}: choose one of {', '.join(Task)}")
+        image_HW3, task = _pixels(image), Task(task)
+        chosen = self.vocabulary(vocabulary, stuff)
+        classes = self.classes(chosen)
+        results = segment(
+            lambda images: cast(Proposals, self.network(images, classes)[-1]),
+            self._batch(image_HW3, task),
+            DatasetSpec(chosen, (task,), self.views),
+            self.postprocess,
+        )
+        return results[task][0]
+
+    def vocabulary(self, chosen: str | Vocabulary | ClassNames, stuff: Sequence[str] = ()) -> Vocabulary:
+        """The vocabulary of a name or of class names, as `__call__` takes them.
+
+        Raises:
+            UserError: no such name; or a name of ``stuff`` is not among the classes.
+        """
+        if isinstance(chosen, Vocabulary):
+            return chosen
+        if isinstance(chosen, str):
+            return self._by_name(chosen)
+        return vocabulary_of_names(chosen, stuff)
+
+    def _by_name(self, name: str) -> Vocabulary:
+        if name in self.vocabularies:
+            return self.vocabularies[name]
+        found = {v.digest: v for v in self.vocabularies.values() if v.name == name}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        known = sorted({*self.vocabularies, *(v.name for v in self.vocabularies.values())})
+        what = "several vocabularies" if found else "no data set or vocabulary"
+        raise UserError(f"the model holds {what} {name!r}: choose one of {known}, or give a list of class names")
+
+    def _batch(self, image_HW3: NDArray[np.uint8], task: Task) -> Batch:
+        rows, columns = image_HW3.shape[:2]
+        nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+        sample = Sample(to_tensor(self.size.resize(image_HW3)), nothing, "", (rows, columns))
+        return Batch.collate([sample], "", task).to(self.device)
+
+    # -------------------------------------------------------------------------------------------- text vectors
+
+    def classes(self, vocabulary: Vocabulary) -> ClassEmbeddings:
+        """A vocabulary's text vectors, on the network's device; as `dataseg.text.embeddings.TextEmbeddings` gives them.
+
+        Raises:
+            UserError: there are names without a vector, and no encoder.
+        """
+        key = vocabulary.name, vocabulary.digest
+        if key not in self._embedded:
+            names = [prompt for spec in vocabulary.classes for prompt in spec.prompts]
+            index = [label for label, spec in enumerate(vocabulary.classes) for _ in spec.prompts]
+            classes = ClassEmbeddings(self._vectors(names), torch.tensor(index), len(vocabulary), vocabulary.name)
+            self._embedded[key] = classes.to(self.device)
+        return self._embedded[key]
+
+    def _vectors(self, names: Sequence[str]) -> Tensor:
+        """Float32 ``[S, D]``; rows of the file where it has them."""
+        missing = sorted({name for name in names if name not in self._names.rows})
+        if missing:
+            new = self._encode(missing)
+            rows = self._names.rows | {name: len(self._names.rows) + i for i, name in enumerate(missing)}
+            self._names = TextCache(torch.cat([self._names.vectors, new]), rows, self._names.metadata)
+        return self._names.vectors[torch.tensor([self._names.rows[name] for name in names])]
+
+    def _encode(self, names: list[str]) -> Tensor:
+        if self._encoder is None:
+            raise UserError(
+                f"the model holds no text vectors of {names[:10]}, and no text encoder was given: load it with the"
+                f" encoder it was trained with, dataseg.load(path, encoder=...): {self._names.metadata.get('encoder')}"
+            )
+        text = TextEmbeddings(self._encoder, templates=self._templates)
+        vectors = text.embed(names)
+        wanted = self._names.metadata.get("weights_sha256")
+        found = read_cache(text.cache).metadata.get("weights_sha256")
+        if wanted and found and wanted != found:
+            raise UserError(
+                f"the text encoder has other weights (SHA-256 {found[:12]}...) than the one that the model was trained"
+                f" with ({wanted[:12]}...), though they have one name: get the right ones"
+            )
+        return vectors
+
+
+def vocabulary_of_names(names: ClassNames, stuff: Sequence[str] = ()) -> Vocabulary:
+    """The vocabulary of class names: ids count from 0, colours are drawn by lot.
+
+    Raises:
+        UserError: no name, or an empty one; or a name of ``stuff`` is not among the classes.
+    """
+    prompts = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+    if not prompts or not all(p and all(prompt.strip() for prompt in p) for p in prompts):
+        raise UserError(f"class names must be one or more non-empty texts, got {names!r}")
+    unknown = sorted(set(stuff) - {p[0] for p in prompts})
+    if unknown:
+        raise UserError(f"stuff names {unknown} are not among the classes {[p[0] for p in prompts]}")
+    colors = np.random.default_rng(0).integers(40, 256, (len(prompts), 3)).tolist()
+    return Vocabulary(
+        "given names",
+        tuple(
+            ClassSpec(index, p[0], p[0] not in stuff, p, tuple(color))
+            for index, (p, color) in enumerate(zip(prompts, colors, strict=True))
+        ),
+    )
+
+
+def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> None:
+    """An encoder, or templates, of another kind would give vectors of another space without any error."""
+    wanted, found = names.metadata.get("encoder"), json.dumps(encoder.identity, sort_keys=True)
+    if wanted != found:
+        raise UserError(f"the model was trained with vectors of the text encoder {wanted}, the given one is {found}")
+    if json.dumps(templates_of(templates)) != names.metadata.get("templates"):
+        raise UserError(f"this version's prompt templates {templates!r} differ from those the model was trained with")
+
+
+def _views(data: Mapping[str, Any]) -> Views:
+    default = Views()
+    return Views(
+        tuple(data.get("eval_scales", default.scales)),
+        data.get("eval_flip", default.flip),
+        data.get("eval_window", default.window),
+        data.get("eval_overlap", default.overlap),
+    )
+
+
+def _pixels(image: Image) -> NDArray[np.uint8]:
+    if isinstance(image, str | Path):
+        return read_picture(image)
+    pixels = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise UserError(f"an image must be uint8 [H, W, 3], RGB, got {pixels.dtype} {list(pixels.shape)}")
+    return pixels
+
+
+def _from_hub(address: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    from dataseg.deployment.hub import FILE_NAME
+
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    try:
+        return Path(hf_hub_download(name, FILE_NAME, revision=revision or None))
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
+        raise UserError(f"{address}: cannot get {FILE_NAME} from the Hugging Face hub ({error})") from error

@@ -1,0 +1,1 @@
+"""Suites of experiments: their runs, and the report on them."""

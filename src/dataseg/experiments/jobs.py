@@ -1,0 +1,190 @@
+"""One run of a suite: its command, its folder, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataseg.checkpoint.files import FOLDER, step_files
+from dataseg.config.extends import lineage
+from dataseg.experiments.suite import Row, Suite
+from dataseg.structures import UserError
+
+COMMAND, OUTPUT, METRICS = "command.json", "output.txt", "metrics.json"
+"""Files of a run's folder: what was asked for, what it printed, its figures."""
+
+MACHINE = (
+    "--data.root",
+    "--data.cache",
+    "--data.num_workers",
+    "--data.prefetch_factor",
+    "--trainer.accelerator",
+    "--trainer.devices",
+    "--trainer.num_nodes",
+    "--config=conf/strategy/",
+)
+"""Arguments that say where and on what a run is computed, not what."""
+
+_BAR = re.compile(r"(\d+)/(\d+) \[")
+_TAIL = 4096  # bytes of the output that are looked at
+
+
+@dataclass(frozen=True, eq=False)  # one is itself alone: it serves as a key
+class Job:
+    """A row with a seed.
+
+    Attributes:
+        folder: of the run, an ordinary one of the command line.
+        arguments: of ``python -m dataseg.cli``.
+        steps: optimisation steps.
+    """
+
+    row: Row
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """For display."""
+        return f"{self.row.name} seed {self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "dataseg.cli", *self.arguments]
+
+    def is_done(self) -> bool:
+        """Whether its last evaluation is there, and was asked for by this command (but for `MACHINE`)."""
+        return not self.is_another() and is_complete(_read(self.folder / METRICS), self.steps)
+
+    def is_another(self) -> bool:
+        """Whether the folder holds what another command was asked for."""
+        asked = _read(self.folder / COMMAND)
+        return asked is not None and _what(asked) != _what(self.arguments)
+
+    def clear(self) -> Path | None:
+        """Make room for the run to start or to go on.
+
+        Returns:
+            where an earlier run of another command was moved to.
+        """
+        moved = None
+        if self.is_another():
+            names = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 1000))
+            moved = next(name for name in names if not name.exists())
+            self.folder.rename(moved)
+        elif not step_files(self.folder / FOLDER):  # nothing to go on from: curves of its first steps would come twice
+            for file in self.folder.glob("events.out.tfevents.*"):
+                file.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{COMMAND}.tmp"
+        temporary.write_text(json.dumps(list(self.arguments), indent=1), encoding="utf-8")
+        temporary.replace(self.folder / COMMAND)
+        return moved
+
+    def figures(self, suite: Suite) -> str:
+        """Its figures in the suite's columns, percent."""
+        metrics = _read(self.folder / METRICS) or {}
+        values = {column.title: metrics.get(column.metric) for column in suite.columns}
+        return ", ".join(f"{title} {value:.1f}" for title, value in values.items() if value is not None)
+
+    def steps_done(self) -> int:
+        """As the newest progress bar in its output says."""
+        found = [int(done) for done, total in _BAR.findall(self._tail()) if int(total) == self.steps]
+        return found[-1] if found else 0
+
+    def complaint(self) -> str:
+        """The last error in its output, or its last line."""
+        lines = [line.strip() for line in re.split(r"[\r\n]", self._tail()) if line.strip()]
+        errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception|Interrupt)\b", line)]
+        return (errors or lines or ["it printed nothing"])[-1][:300]
+
+    def _tail(self) -> str:
+        try:
+            with (self.folder / OUTPUT).open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - _TAIL))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def _what(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith(MACHINE)]
+
+
+def folder_of(suite: Suite, row: Row, seed: int, runs: Path) -> Path:
+    """Where a run of a suite lies below the folder of all runs."""
+    return runs / suite.name / row.name / f"seed{seed}"
+
+
+def is_complete(metrics: Any, steps: int) -> bool:
+    """Whether the content of a ``metrics.json`` is of a run's last evaluation; ``steps``: 0 = of any length."""
+    state = metrics.get("run") if isinstance(metrics, dict) else None
+    if not isinstance(state, dict):
+        return False
+    step = state.get("step")
+    return step is not None and step == state.get("max_steps") and steps in (0, step)
+
+
+def jobs_of(suite: Suite, seeds: int, runs: Path, extra: Sequence[str] = (), conf: Path = Path("conf")) -> list[Job]:
+    """Every run of a suite, in the order they are to be done.
+
+    Args:
+        seeds: seeds of each row, from 0.
+        runs: folder of all runs; the suite's lie in a folder of its name.
+        extra: overrides for all of them, after the suite's.
+        conf: folder of configuration files.
+
+    Raises:
+        UserError: a file of a row that is missing, or evaluations that its steps cannot be divided into.
+    """
+    if seeds < 1:
+        raise UserError(f"SEEDS must be 1 or more, got {seeds}")
+    return [_job(suite, row, seed, runs, extra, conf) for row, seed in suite.runs(seeds)]
+
+
+def _job(suite: Suite, row: Row, seed: int, runs: Path, extra: Sequence[str], conf: Path) -> Job:
+    names = [f"exp/{row.exp}", *suite.overlays, *(f"with/{overlay}" for overlay in row.overlays)]
+    files = [conf / f"{name}.yaml" for name in names]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"suite {suite.name}, row {row.name}: there is no {', '.join(missing)}")
+    steps = row.steps or _max_steps(files)
+    folder = folder_of(suite, row, seed, runs)
+    arguments = ["fit", *(f"--config={file}" for file in files), "--exp", row.name, "--run", folder.name]
+    arguments += ["--runs", str(folder.parents[1]), f"--seed_everything={seed}"]
+    arguments += ["--resume=auto", f"--trainer.max_steps={steps}"]
+    if suite.validations:
+        if steps % suite.validations:
+            raise UserError(
+                f"suite {suite.name}, row {row.name}: {steps} steps cannot be divided into {suite.validations} equal"
+                " parts, each followed by an evaluation: change steps or validations"
+            )
+        arguments.append(f"--trainer.val_check_interval={steps // suite.validations}")
+    return Job(row, seed, folder, (*arguments, *suite.args, *row.args, *extra), steps)
+
+
+def _max_steps(files: Sequence[Path]) -> int:
+    """As the newest of the files that states it."""
+    steps = 0
+    for file in files:
+        for path in lineage(file):
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            steps = content.get("trainer", {}).get("max_steps", steps)
+    return steps
+
+
+def _read(path: Path) -> Any:
+    """A JSON file's content; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,98 @@
+"""Example predictions of two rows side by side, small enough for a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from dataseg.experiments.report.collect import Run
+from dataseg.experiments.report.comparison import Pair
+from dataseg.structures import Task
+
+_TASKS = {"miou": Task.SEMANTIC, "pq": Task.PANOPTIC, "mask_ap": Task.INSTANCE}
+_SIZES = ((960, 80), (800, 72), (640, 66), (480, 60), (360, 50))  # width in pixels, JPEG quality: the largest that fit
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, as two rows or more see it.
+
+    Attributes:
+        group: ``<data set>.<task>``.
+        image_id: of the data set.
+        panels: encoded pictures by label of the row, the baseline first.
+    """
+
+    group: str
+    image_id: str
+    panels: dict[str, bytes]
+
+
+def examples_of(pairs: Sequence[Pair], most: int) -> list[Example]:
+    """Images that the baseline and the rows it is compared with show, from the first seed of each.
+
+    Args:
+        most: pictures of each data set and task, about; two an image for two rows.
+    """
+    merged: dict[tuple[str, str], dict[str, bytes]] = {}
+    for pair in pairs:
+        dataset, _, name = pair.column.metric.partition(".")
+        task = next((task for figure, task in _TASKS.items() if name.startswith(figure)), None)
+        group = f"{dataset}.{task}"
+        base, other = (_panels(line.runs, group) for line in (pair.base, pair.other))
+        for image_id in sorted(set(base) & set(other)):
+            panels = merged.setdefault((group, image_id), {pair.base.label: base[image_id]})
+            panels[pair.other.label] = other[image_id]
+    examples: list[Example] = []
+    shown: Counter[str] = Counter()
+    for (group, image_id), panels in merged.items():
+        if shown[group] == 0 or shown[group] + len(panels) <= most:
+            examples.append(Example(group, image_id, panels))
+            shown[group] += len(panels)
+    return examples
+
+
+def _panels(runs: Sequence[Run], group: str) -> dict[str, bytes]:
+    pictures = runs[0].events.pictures if runs else {}
+    return {tag.removeprefix(f"{group}/"): picture for tag, picture in pictures.items() if tag.startswith(f"{group}/")}
+
+
+def data_uris(pictures: Sequence[bytes], budget: int) -> dict[bytes, str]:
+    """JPEG data URIs by picture, in the largest of a few sizes in which all fit.
+
+    Args:
+        pictures: encoded, e.g. PNG; each as often as it is shown.
+        budget: bytes of all URIs together, as often as they are shown. What does not fit in the smallest size, and
+            what cannot be read, is left out.
+    """
+    uris: dict[bytes, str] = {}
+    for width, quality in _SIZES:
+        uris = {picture: uri for picture in dict.fromkeys(pictures) if (uri := _jpeg(picture, width, quality))}
+        if sum(len(uris.get(picture, "")) for picture in pictures) <= budget:
+            return uris
+    total = 0
+    for picture, times in Counter(pictures).items():
+        total += times * len(uris.get(picture, ""))
+        if total > budget:
+            uris.pop(picture, None)
+    return uris
+
+
+def _jpeg(picture: bytes, width: int, quality: int) -> str | None:
+    """A data URI; None if the picture cannot be read."""
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            height = round(image.height * width / image.width)
+            shown = image.convert("RGB")
+            if width < image.width:
+                shown = shown.resize((width, height), Image.Resampling.LANCZOS)
+    except OSError:
+        return None
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

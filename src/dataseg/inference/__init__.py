@@ -1,0 +1,1 @@
+"""From proposals to segments: resizing, test-time augmentation, post-processing."""

@@ -1,0 +1,288 @@
+"""Decoding images and label maps: every failure is one ValueError that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from kornia_rs.io import decode_image_png_u8
+from numpy.typing import NDArray
+from PIL import Image
+
+from dataseg.io.paths import read_bytes
+from dataseg.structures import UserError
+
+MAX_PIXELS = 120_000_000
+"""Larger images are refused unread: no data set here comes near (Cityscapes: 2 million)."""
+
+_TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
+_REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+# their names notwithstanding: with IMREAD_COLOR_RGB beside them, they are smaller and in colour
+_PNG_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # PNG's colour types, as kornia-rs names what it makes of them
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say, and whether the last are there."""
+
+    kind: str  # JPEG, PNG, or Pillow's name of another format
+    size: tuple[int, int]  # (H, W)
+    is_palette: bool
+    is_complete: bool
+    grey_step: int = 1  # what OpenCV multiplies grey values of fewer than 8 bits by
+    png_mode: str = ""  # mono, rgb or rgba: of a whole PNG with 8 bits and no palette
+
+
+def stated_size(image: dict[str, Any]) -> tuple[int, int]:
+    """(H, W) of an image record.
+
+    Raises:
+        UserError: not positive, or beyond `MAX_PIXELS`.
+    """
+    rows, columns = int(image["height"]), int(image["width"])
+    if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
+        raise UserError(f"height {rows} and width {columns} must be positive, {MAX_PIXELS:,} pixels at most")
+    return rows, columns
+
+
+def read_picture(path: Path | str) -> NDArray[np.uint8]:
+    """An image file as uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as in training and evaluation.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the image {path} ({error.strerror or error})") from error
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags) if content else None
+    except cv2.error as error:  # more pixels than OpenCV takes
+        raise UserError(f"{path} is not a readable image ({error.err})") from error
+    if image is None:
+        raise UserError(f"{path} is not a readable image")
+    return image.astype(np.uint8, copy=False)
+
+
+def read_image(
+    path: Path, dataset: str, size: tuple[int, int] | None = None, shrink: Shrink | None = None
+) -> ImageArray:
+    """An image file as uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as COCO's annotations expect.
+
+    Args:
+        size: (H, W) the annotation file states; None = do not compare.
+        shrink: asked by how much the image may be smaller; a JPEG is then decoded at that fraction of its size.
+
+    Raises:
+        UserError: missing, truncated, too large, or of another size; names file and data set.
+    """
+    return decode_image(_content(path, dataset), f"{dataset}: {path}", size, shrink)
+
+
+def decode_image(
+    content: bytes, what: str, size: tuple[int, int] | None = None, shrink: Shrink | None = None
+) -> ImageArray:
+    """`read_image` of a file's bytes; ``what`` names it in messages."""
+    header = _checked(content, what)
+    if size is not None and header.size != tuple(size):
+        raise UserError(
+            f"{what} is {header.size[0]} x {header.size[1]} (rows x columns), "
+            f"the annotation file says {size[0]} x {size[1]}"
+        )
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    if shrink is not None:
+        divisor = shrink(header.size)
+        if header.kind == "JPEG":
+            flags |= _REDUCED.get(divisor, 0)
+    return _decode(content, what, flags)
+
+
+def read_labels(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """A one-channel label file (PNG or TIFF, 8 or 16 bits), unsigned ``[H, W]``.
+
+    Raises:
+        UserError: as `read_image`, or more than one channel.
+    """
+    return decode_labels(_content(path, dataset), f"{dataset}: {path}", size)
+
+
+def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """`read_labels` of a file's bytes."""
+    labels = _decode_map(content, what, size)
+    if labels.ndim != 2 or labels.dtype.kind != "u":
+        raise UserError(f"{what} is not a label map: it has channels or signs, {labels.dtype} {labels.shape}")
+    return labels
+
+
+def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """A mask file, bool ``[H, W]``: True where any channel, of a palette's colours too, is above 0.
+
+    Transparency is left out.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size, indices=False)
+    inside: NDArray[np.bool_] = np.any(np.atleast_3d(values), axis=2)
+    return inside
+
+
+def read_rgb_ids(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.uint32]:
+    """A panoptic PNG: R + 256 G + 65536 B, uint32 ``[H, W]``; the highest byte means nothing.
+
+    Raises:
+        UserError: as `read_image`, or not three channels.
+    """
+    return decode_rgb_ids(_content(path, dataset), f"{dataset}: {path}", size)
+
+
+def decode_rgb_ids(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[np.uint32]:
+    """`read_rgb_ids` of a file's bytes."""
+    colors = _decode_map(content, what, size)
+    if colors.ndim != 3 or colors.dtype != np.uint8:
+        raise UserError(f"{what} is not an 8-bit RGB file, as panoptic maps are")
+    rgba = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA)
+    ids: NDArray[np.uint32] = rgba.view("<u4")[..., 0]  # little-endian: R is the lowest byte, alpha the highest
+    return ids
+
+
+def _content(path: Path, dataset: str) -> bytes:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise UserError(f"{dataset}: cannot read {path} ({error.strerror or error})") from error
+
+
+def _decode_map(content: bytes, what: str, size: tuple[int, int] | None, indices: bool = True) -> NDArray[Any]:
+    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency.
+
+    Args:
+        indices: of a file with a palette, the indices, not the colours.
+    """
+    header = _checked(content, what)
+    if size is not None and header.size != tuple(size):
+        raise UserError(
+            f"{what} is {header.size[0]} x {header.size[1]} (rows x columns), its image {size[0]} x {size[1]}"
+        )
+    if header.is_palette:  # OpenCV would always give the palette's colours
+        found: NDArray[Any] = _with_pillow(
+            content, what, lambda i: np.asarray(i) if indices else np.asarray(i.convert("RGB"))
+        )
+        return found
+    if header.png_mode:  # three times as fast as OpenCV, whose zlib takes most of its time
+        values = _decode_png(content, what, header)
+        return values[..., 0] if header.png_mode == "mono" else np.ascontiguousarray(values[..., :3])
+    values = _decode(content, what, cv2.IMREAD_UNCHANGED)
+    if values.ndim == 3:
+        return np.ascontiguousarray(values[..., 2::-1])
+    return values // header.grey_step if header.grey_step > 1 else values
+
+
+def _checked(content: bytes, what: str) -> Header:
+    """The header, after the file's end and size were looked at."""
+    header = read_header(content)
+    if header is None:
+        header = _with_pillow(content, what, _pillow_header)
+    rows, columns = header.size
+    if rows * columns > MAX_PIXELS:
+        raise UserError(
+            f"{what} is not a readable image ({rows} x {columns} pixels, more than the limit of {MAX_PIXELS:,})"
+        )
+    if not header.is_complete:
+        _with_pillow(content, what, lambda i: i.load())  # it raises where OpenCV fills up with grey
+    return header
+
+
+def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
+    try:
+        array = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
+    except cv2.error as error:
+        raise UserError(f"{what} is not a readable image ({error.err})") from error
+    if array is None:
+        raise UserError(f"{what} is not a readable image (decoding failed)")
+    return array
+
+
+def _decode_png(content: bytes, what: str, header: Header) -> NDArray[np.uint8]:
+    try:
+        values: NDArray[np.uint8] = decode_image_png_u8(content, header.size, header.png_mode)
+    except Exception as error:  # kornia-rs raises no other
+        raise UserError(f"{what} is not a readable image ({error})") from error
+    return values
+
+
+def _with_pillow(content: bytes, what: str, use: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return use(image)
+    except (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{what} is not a readable image ({error})") from error
+
+
+def _pillow_header(image: Image.Image) -> Header:
+    step = 255 if image.mode == "1" else 1  # of 1 bit, whichever the format
+    return Header(image.format or "", (image.height, image.width), image.mode == "P", is_complete=False, grey_step=step)
+
+
+def read_header(content: bytes) -> Header | None:
+    """Header of a PNG or JPEG, without decoding; None for other formats and whatever looks odd."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n") and content[12:16] == b"IHDR" and len(content) > 33:
+        columns, rows = struct.unpack(">II", content[16:24])
+        bits, color = content[24:26]
+        step = 255 // (2**bits - 1) if color == 0 and bits in (1, 2, 4) else 1
+        ends = content[-8:-4] == b"IEND"
+        mode = _PNG_MODES.get(color, "") if bits == 8 and ends else ""
+        return Header("PNG", (rows, columns), color == 3, ends, step, mode)
+    if content.startswith(b"\xff\xd8"):
+        return _jpeg_header(content)
+    return None
+
+
+def _jpeg_header(content: bytes) -> Header | None:
+    at = 2
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            rows, columns = struct.unpack(">HH", content[at + 5 : at + 9])
+            ends = content.rfind(b"\xff\xd9", max(at, len(content) - _TAIL)) >= 0
+            return Header("JPEG", (rows, columns), is_palette=False, is_complete=ends) if rows and columns else None
+        else:
+            at += 2 + struct.unpack(">H", content[at + 2 : at + 4])[0]
+    return None
+
+
+ImageArray = NDArray[np.uint8]
+"""Uint8 ``[H, W, 3]``, RGB."""
+
+
+Shrink = Callable[[tuple[int, int]], int]
+"""(H, W) of an image -> by how much its sides may be divided when it is decoded: 1, 2, 4 or 8."""
+
+
+def open_pixels(path: Path) -> NDArray[Any]:
+    """Pixels of a PNG or TIFF, ``[H, W]`` or ``[H, W, channels]``; palette files give their indices.
+
+    Raises:
+        UserError: missing or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def write_png(path: Path, pixels: NDArray[Any]) -> None:
+    """Uint8 ``[H, W]`` or ``[H, W, 3]``, or uint16 ``[H, W]``; under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
+    part.replace(path)

@@ -1,0 +1,43 @@
+"""JSON files, read with errors that name file and record, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dataseg.structures import UserError
+
+
+def read_json(path: Path) -> Any:
+    """Any JSON file.
+
+    Raises:
+        UserError: missing or malformed.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def records_of(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise UserError(f"{path}: no list of records under {key!r}")
+    return found
+
+
+def field_of(record: dict[str, Any], key: str, where: str) -> Any:
+    if key not in record:
+        raise UserError(f"{where} has no {key!r}")
+    return record[key]
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Under a temporary name first, so that a broken run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_text(json.dumps(content, indent=indent), encoding="utf-8")
+    part.replace(path)

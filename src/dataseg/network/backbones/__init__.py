@@ -1,0 +1,1 @@
+"""Backbones: timm models by name, and ViTDet."""

@@ -1,0 +1,1 @@
+"""Class heads: from text vectors, learnt, or linear as in published models."""

@@ -1,0 +1,122 @@
+"""Instance files: COCO ground truth and any model's results, for scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataseg.io.json_files import field_of, read_json, records_of
+from dataseg.io.rle import rle_of
+from dataseg.prediction_files.files import shift_hint
+from dataseg.structures import InstanceMasks, UserError, Vocabulary
+
+
+@dataclass
+class InstanceTruth:
+    """COCO instances: ``images``, ``annotations``.
+
+    An annotation without a ``segmentation`` (Objects365's crowds) is an instance without a mask, ignored in scoring.
+    """
+
+    path: Path
+    vocabulary: Vocabulary
+    id_shift: int = 0
+    sizes: dict[str, tuple[int, int]] = field(init=False)
+    annotations: dict[str, list[tuple[int, dict[str, Any]]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = read_json(self.path)
+        self.sizes = {}
+        for position, image in enumerate(records_of(content, "images", self.path)):
+            where = f"{self.path}, image {position}"
+            size = int(field_of(image, "height", where)), int(field_of(image, "width", where))
+            self.sizes[str(field_of(image, "id", where))] = size
+        self.annotations = {image_id: [] for image_id in self.sizes}
+        for position, record in enumerate(records_of(content, "annotations", self.path)):
+            image_id = str(field_of(record, "image_id", f"{self.path}, annotation {position}"))
+            if image_id not in self.sizes:
+                raise UserError(f"{self.path}, annotation {position}: its image {image_id} is not listed")
+            self.annotations[image_id].append((position, record))
+
+    @property
+    def image_ids(self) -> list[str]:
+        return list(self.sizes)
+
+    def load(self, image_id: str) -> InstanceMasks:
+        """Instances in the order of the file."""
+        size, records = self.sizes[image_id], self.annotations[image_id]
+        masks, labels, areas, boxes = [], [], [], []
+        for position, record in records:
+            where = f"{self.path}, annotation {position}"
+            masks.append(_mask(record.get("segmentation"), size, where))
+            labels.append(_label(record, self.vocabulary, self.id_shift, where))
+            areas.append(float(field_of(record, "area", where)))
+            x, y, width, height = (float(v) for v in record.get("bbox") or (0, 0, 0, 0))
+            boxes.append([x, y, x + width, y + height])
+        return InstanceMasks(
+            masks,
+            torch.tensor(labels, dtype=torch.int64),
+            size,
+            is_crowd=torch.tensor([bool(r.get("iscrowd", 0)) for _, r in records], dtype=torch.bool),
+            areas=torch.tensor(areas, dtype=torch.float64),
+            boxes=torch.tensor(boxes, dtype=torch.float64).view(-1, 4),
+        )
+
+
+@dataclass
+class InstanceResults:
+    """COCO results: a list of masks with scores."""
+
+    path: Path
+    vocabulary: Vocabulary
+    sizes: dict[str, tuple[int, int]]
+    id_shift: int = 0
+    records: dict[str, list[tuple[int, dict[str, Any]]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = read_json(self.path)
+        self.records = {}
+        for position, record in enumerate(records_of({"results": content}, "results", self.path)):
+            image_id = str(field_of(record, "image_id", f"{self.path}, result {position}"))
+            if image_id not in self.sizes:
+                raise UserError(f"{self.path}, result {position}: image {image_id} is not in the ground truth")
+            self.records.setdefault(image_id, []).append((position, record))
+
+    def load(self, image_id: str) -> InstanceMasks:
+        """Predictions in the order of the file; none for an image without any."""
+        masks, labels, scores = [], [], []
+        for position, record in self.records.get(image_id, []):
+            where = f"{self.path}, result {position}"
+            mask = _mask(field_of(record, "segmentation", where), self.sizes[image_id], where)
+            if mask is None:
+                raise UserError(f"{where} has no mask")
+            masks.append(mask)
+            labels.append(_label(record, self.vocabulary, self.id_shift, where))
+            score = float(field_of(record, "score", where))
+            if not np.isfinite(score):
+                raise UserError(f"{where}: score {score} is not a finite number")
+            scores.append(score)
+        return InstanceMasks(
+            list(masks),
+            torch.tensor(labels, dtype=torch.int64),
+            self.sizes[image_id],
+            scores=torch.tensor(scores, dtype=torch.float64),
+        )
+
+
+def _mask(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any] | None:
+    try:
+        return rle_of(segmentation, *size)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: segmentation: {error}") from error
+
+
+def _label(record: dict[str, Any], vocabulary: Vocabulary, shift: int, where: str) -> int:
+    category = int(field_of(record, "category_id", where))
+    if category + shift not in vocabulary.index_of:
+        raise UserError(f"{where}: category_id {category} is not in vocabulary {vocabulary.name!r}{shift_hint(shift)}")
+    return vocabulary.index_of[category + shift]

@@ -1,0 +1,75 @@
+"""The step at which a run stopped because a loss or gradient was not finite, written down for ``dataseg replay``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Task
+from dataseg.training.sharding import whole_weights
+
+_TARGETS = {kind.__name__: kind for kind in (SegmentMap, Boxes, InstanceMasks)}
+
+
+def write_replay(
+    file: Path,
+    module: pl.LightningModule,
+    batches: Sequence[Sequence[Batch]],
+    seeds: Sequence[int],
+    facts: dict[str, Any],
+) -> None:
+    """Write one rank's part of a step, and beside it, on the first rank, ``weights.pt`` for all of them.
+
+    All ranks must call it: the weights may be sharded.
+
+    Args:
+        file: of this rank; its folder is made.
+        module: with the weights of before the step.
+        batches: of the step, by accumulated batch and data set.
+        seeds: of torch's generator, by accumulated batch.
+        facts: what else to tell, plain values; "precision" and "device" are used.
+    """
+    weights = whole_weights(module, module.device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if weights:
+        _save(weights, weights_file(file))
+    content = {"batches": [[_to_plain(b) for b in step] for step in batches], "seeds": list(seeds), "facts": facts}
+    _save(content, file)
+
+
+def weights_file(file: Path) -> Path:
+    """Where the weights lie that belong to a replay file."""
+    return file.with_name(f"{file.name.rpartition('-rank-')[0]}-weights.pt")
+
+
+def _save(content: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{id(content)}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def _to_plain(record: Any) -> Any:
+    """Records as dictionaries of tensors and plain values, which load with ``weights_only=True``."""
+    if isinstance(record, Batch | SegmentMap | Boxes | InstanceMasks):
+        content = {f.name: _to_plain(getattr(record, f.name)) for f in fields(record)}
+        return {**content, "kind": type(record).__name__}
+    if isinstance(record, list):
+        return [_to_plain(item) for item in record]
+    if isinstance(record, Tensor):
+        return record.detach().cpu()
+    return str(record) if isinstance(record, Task) else record
+
+
+def batch_from_plain(content: dict[str, Any]) -> Batch:
+    targets = []
+    for target in content["targets"]:
+        kind = _TARGETS[target["kind"]]
+        targets.append(kind(**{name: value for name, value in target.items() if name != "kind"}))
+    values = {name: value for name, value in content.items() if name not in ("kind", "targets", "task")}
+    return Batch(targets=targets, task=Task(content["task"]), **values)

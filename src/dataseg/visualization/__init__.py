@@ -1,0 +1,1 @@
+"""Pictures: overlays, legends, grids, class tables."""

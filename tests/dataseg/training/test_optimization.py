@@ -1,0 +1,104 @@
+import pytest
+import torch
+from torch import nn
+
+from dataseg.training.optimization import Optimization, build, configure, lr_factor, parameter_groups, settings
+
+
+class _Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.frozen = nn.Conv2d(4, 4, 1).requires_grad_(False)
+        self.norm = nn.GroupNorm(1, 4)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
+    def lr_scale(self, name):
+        return 0.5 if name.startswith("conv") else 1.0
+
+
+class _Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = _Backbone()
+        self.head = nn.Linear(4, 4)
+        self.queries = nn.Embedding(10, 4)
+
+
+def test_every_trainable_parameter_stands_in_one_group():
+    network = _Network()
+    groups = parameter_groups(network, Optimization())
+    grouped = [id(p) for g in groups for p in g["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in network.parameters() if p.requires_grad}
+
+
+def test_decay_and_learning_rate_by_parameter():
+    network = _Network()
+    options = Optimization(lr=1.0, weight_decay=0.05, backbone_lr_factor=0.1)
+    of = {id(p): g for g in parameter_groups(network, options) for p in g["params"]}
+    assert of[id(network.head.weight)]["weight_decay"] == 0.05
+    for parameter in (network.head.bias, network.queries.weight, network.backbone.norm.weight):
+        assert of[id(parameter)]["weight_decay"] == 0
+    assert of[id(network.backbone.pos_embed)]["weight_decay"] == 0
+    assert of[id(network.head.weight)]["lr"] == 1.0
+    assert of[id(network.backbone.conv.weight)]["lr"] == pytest.approx(0.05)
+    assert of[id(network.backbone.norm.weight)]["lr"] == pytest.approx(0.1)
+
+
+def test_schedules():
+    step = Optimization(warmup_steps=10)
+    assert lr_factor(0, 1000, step) == pytest.approx(0.1)
+    assert lr_factor(10, 1000, step) == 1.0
+    assert lr_factor(900, 1000, step) == pytest.approx(0.1)
+    assert lr_factor(950, 1000, step) == pytest.approx(0.01)
+    poly = Optimization(schedule="poly", poly_power=1.0)
+    assert lr_factor(250, 1000, poly) == pytest.approx(0.75)
+    assert lr_factor(1000, 1000, poly) == 0.0
+    assert lr_factor(999, 1000, Optimization(schedule="constant")) == 1.0
+
+
+def test_schedule_drives_the_optimizer():
+    optimizer, schedule = build(_Network(), 10, Optimization(lr=1.0, schedule="poly", poly_power=1.0))
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    head = [g for g in optimizer.param_groups if g["name"].startswith("head")]
+    assert all(g["lr"] == pytest.approx(0.5) for g in head)
+
+
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"milestones": (1.5,)}, {"milestones": (0.9, 0.5)}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=r"lr|milestones"):
+        Optimization(**bad)
+
+
+def test_a_checkpoints_optimizer_takes_the_configuration_that_is_asked_for():
+    def trained(options, steps, state=None):
+        network = _Network()
+        optimizer, schedule = build(network, 20, options)
+        wanted = settings(optimizer)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            schedule.load_state_dict(state[1])
+            changes.append(configure(optimizer, schedule, wanted))
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return optimizer, schedule
+
+    changes: list[list[str]] = []
+    old, new = Optimization(lr=1e-3, schedule="poly"), Optimization(lr=1e-4, schedule="poly", weight_decay=0.2)
+    for options in (old, new):
+        state = [part.state_dict() for part in trained(old, 7)]
+        optimizer, schedule = trained(options, 3, state)
+        whole, whole_schedule = trained(options, 10)
+        of = ("name", "lr", "initial_lr", "weight_decay")
+        assert [[g[k] for k in of] for g in optimizer.param_groups] == [[g[k] for k in of] for g in whole.param_groups]
+        assert schedule.get_last_lr() == whole_schedule.get_last_lr()
+    assert changes[0] == []
+    assert "lr of head_x1_decay0.2 0.0001, was 0.001" in changes[1]
+    assert "weight decay of head_x1_decay0.2 0.2, was 0.05" in changes[1]

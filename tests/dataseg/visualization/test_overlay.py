@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from dataseg.structures import VOID, Boxes, ClassSpec, InstanceMasks, SegmentMap, Vocabulary
+from dataseg.visualization.overlay import draw, fit, resize
+
+VOCABULARY = Vocabulary(
+    "three",
+    (
+        ClassSpec(1, "sky", False, ("sky",), (0, 0, 255)),
+        ClassSpec(2, "cat", True, ("cat",), (255, 0, 0)),
+        ClassSpec(7, "dog", True, ("dog",), (0, 255, 0)),
+    ),
+)
+GREY = np.full((20, 30, 3), 100, np.uint8)
+
+
+def segment_map(is_crowd=None) -> SegmentMap:
+    ids = torch.full((20, 30), VOID, dtype=torch.int16)
+    ids[:10] = 0
+    ids[10:, :10] = 1
+    ids[10:, 10:20] = 2
+    return SegmentMap(ids=ids, labels=torch.tensor([0, 1, 1]), is_crowd=is_crowd)
+
+
+def test_map_keeps_void_plain_and_colours_by_class_with_a_shade_per_instance():
+    picture = draw(GREY, segment_map(), VOCABULARY, names=False, alpha=1.0)
+    assert picture.shape == GREY.shape
+    assert picture.dtype == np.uint8
+    assert picture[5, 5].tolist() == [0, 0, 255]
+    assert picture[15, 5].tolist() == [255, 0, 0]
+    assert picture[15, 15].tolist() != [255, 0, 0]
+    assert picture[15, 15, 0] > picture[15, 15, 1]  # still a red
+    assert picture[15, 25].tolist() == [100, 100, 100]
+    assert picture[10, 3].tolist() == [255, 255, 255]  # line between two segments
+    assert (GREY == 100).all()  # the image itself is not drawn on
+
+
+def test_crowds_are_hatched():
+    picture = draw(GREY, segment_map(torch.tensor([False, True, False])), VOCABULARY, names=False, alpha=1.0)
+    crowd = picture[12:, 2:9].reshape(-1, 3)
+    assert {(255, 0, 0), (100, 100, 100)} <= {tuple(c) for c in crowd.tolist()}
+
+
+def test_boxes_and_masks():
+    boxes = Boxes(xyxy=torch.tensor([[2.0, 3.0, 12.0, 13.0]]), labels=torch.tensor([2]))
+    assert draw(GREY, boxes, VOCABULARY, names=False)[3, 5].tolist() == [0, 255, 0]
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[5:15, 5:15] = 1
+    masks = InstanceMasks([coco_mask.encode(mask), None], torch.tensor([1, 2]), (20, 30))
+    picture = draw(GREY, masks, VOCABULARY, names=False, alpha=1.0)
+    assert picture[10, 10].tolist() == [255, 0, 0]
+    assert picture[2, 2].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("labels", [[], [0, 1, 1]])
+def test_names_change_only_where_they_are_written(labels):
+    target = segment_map() if labels else SegmentMap(torch.full((20, 30), VOID), torch.zeros(0, dtype=torch.long))
+    assert draw(GREY, target, VOCABULARY, names=True).shape == GREY.shape
+
+
+def test_maps_and_masks_are_scaled_to_the_picture():
+    large = np.full((60, 90, 3), 100, np.uint8)
+    picture = draw(large, segment_map(), VOCABULARY, names=False, alpha=1.0)
+    assert picture.shape == (60, 90, 3)
+    assert picture[28, 16].tolist() == [0, 0, 255]
+    assert picture[32, 16].tolist() == [255, 0, 0]
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[5:15, 6:12] = 1
+    drawn = draw(large, InstanceMasks([coco_mask.encode(mask)], torch.tensor([1]), (20, 30)), VOCABULARY, False, 1.0)
+    assert (drawn[16:44, 19:35] == [255, 0, 0]).all()  # within its line
+    assert (drawn[15, 18:36] == 255).all()
+    drawn[15:45, 18:36] = 100
+    assert (drawn == 100).all()
+
+
+@pytest.mark.parametrize("size", [(20, 30), (60, 90), (50, 75), (10, 15), (1, 2)])
+def test_fit_and_resize_give_the_size_asked_for(size):
+    assert fit(segment_map(), size).size == size
+    assert resize(GREY, size).shape == (*size, 3)
+    assert set(fit(segment_map(), size).ids.unique().tolist()) <= {VOID, 0, 1, 2}
+
+
+def test_an_instance_without_a_mask_is_a_box():
+    boxes = torch.tensor([[2.0, 3.0, 12.0, 9.0]])
+    target = InstanceMasks(rles=[None], labels=torch.tensor([0]), size=(10, 15), boxes=boxes)
+    picture = draw(GREY, target, VOCABULARY, names=False)
+    drawn = np.argwhere((picture != 100).any(-1))
+    assert drawn.min(0).tolist() == [6, 4]  # scaled with the picture
+    assert drawn.max(0).tolist() == [18, 24]
