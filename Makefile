@@ -6,9 +6,9 @@
 #   CKPT   checkpoint to evaluate (default: untrained weights), to export or to predict with: a file, or a folder of shards
 #   OUT    file to export to (default: model.safetensors in the run's folder); folder to predict to (default: predictions)
 #   IMAGES images to predict on: folders, files
-#   DATA   folder that holds the data sets (default: the experiment's own, see conf/exp)
+#   DATA   folder that holds the datasets (default: the experiment's own, see conf/exp)
 #   WITH   overlays on the experiment: files of conf/with without .yaml        make train EXP=mini_all WITH="mixed_batches"
-#   ON     what to evaluate on: all = every data set there is, trained on or not (default: the experiment's own)
+#   ON     what to evaluate on: all = every dataset there is, trained on or not (default: the experiment's own)
 #   SUITE  table of experiments: a file of conf/suite without .yaml            make ablation SUITE=scaling_mini SEEDS=3
 #   SEEDS  seeds of each row (default 1); PARALLEL  runs at a time; DRY=1  print the commands, for MACHINES=n machines
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)

@@ -41,7 +41,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from data_modules import CocoPanoptic
-from data_modules.datasets import TrainView
+from data_modules.datasets import TrainDataset
 from data_modules.transforms import TrainTransform
 from dataseg.io.images import read_image, read_rgb_ids
 from dataseg.structures import PADDING_RGB, SegmentMap
@@ -161,7 +161,7 @@ def on_edges(plan: Plan) -> torch.Tensor:
     return edges[0][:, None] | edges[1][None]
 
 
-def require_equal(view: TrainView, contenders: dict[str, Masks], keys: list[Key], plans: list[Plan]) -> None:
+def require_equal(view: TrainDataset, contenders: dict[str, Masks], keys: list[Key], plans: list[Plan]) -> None:
     """Stop unless all end with the same segments."""
     reader = view.reader
     assert isinstance(reader, CocoPanoptic)
@@ -206,10 +206,10 @@ def one_turn(root: Path, split: str, seeds: int) -> dict[str, float]:
     return {name: runs[0] for name, runs in side_by_side(contenders, repeats=1).items()}
 
 
-def _setting(root: Path, split: str, seeds: int) -> tuple[TrainView, list[Key], list[Plan], dict[str, Masks]]:
+def _setting(root: Path, split: str, seeds: int) -> tuple[TrainDataset, list[Key], list[Plan], dict[str, Masks]]:
     reader = CocoPanoptic(root=str(root.absolute()), split=split)
     reader.setup(root)
-    view = TrainView(reader, TrainTransform(SIZE, SCALES))
+    view = TrainDataset(reader, TrainTransform(SIZE, SCALES))
     keys = [(index, 1000 * seed + index) for seed in range(seeds) for index in range(len(reader))]
     plans = [recorded(view, *key) for key in keys]
     masks = {
@@ -225,7 +225,7 @@ def use_one_core() -> None:
     cv2.setNumThreads(0)
 
 
-def recorded(view: TrainView, index: int, seed: int) -> Plan:
+def recorded(view: TrainDataset, index: int, seed: int) -> Plan:
     """What our transform does with a sample: the window is noted as it is cut, the flip shown by a marked corner."""
     transform, reader = view.transform, view.reader
     size = reader.index.image(index).size  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Evaluates every validation data set by its own tasks while training goes on."""
+"""Evaluates every validation dataset by its own tasks while training goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataseg.training.module import CoTrainedSegmenter
 Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
 
 PRIMARY = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
-"""The figure of each task that stands for a data set in `score` and in the final table; see `primary_figure`."""
+"""The figure of each task that stands for a dataset in `score` and in the final table; see `primary_figure`."""
 
 FIGURES = {Task.SEMANTIC: "miou|.+_accuracy|fwiou|coverage", Task.PANOPTIC: "pq|sq|rq", Task.INSTANCE: "mask_"}
 """Regular expression that the names of a task's figures begin with, and those of no other task."""
@@ -35,23 +35,23 @@ def primary_figure(task: Task, metric: Metric) -> str:
 
 
 class Evaluation(pl.Callback):
-    """mIoU, PQ and mask AP of each validation data set in percent, as ``<data set>.<metric>``.
+    """mIoU, PQ and mask AP of each validation dataset in percent, as ``<dataset>.<metric>``.
 
-    ``score``, the mean of the data sets' primary figures, is among them: checkpoints are compared by it. Callbacks find
-    all in ``trainer.callback_metrics``, loggers get those that are defined as ``metrics/<data set>.<metric>``.
+    ``score``, the mean of the datasets' primary figures, is among them: checkpoints are compared by it. Callbacks find
+    all in ``trainer.callback_metrics``, loggers get those that are defined as ``metrics/<dataset>.<metric>``.
 
     Args:
         iou_convention: which classes mIoU is averaged over; see `dataseg.metrics.MeanIoU`.
         panoptic_areas: areas of panoptic ground truth, as its file states them or recounted in its map (ADE20k's
-            differ); see `dataseg.metrics.PanopticQuality`. A data set that recounts them itself stays recounted.
+            differ); see `dataseg.metrics.PanopticQuality`. A dataset that recounts them itself stays recounted.
         allow_one_class: score semantic ground truth of a single class, which otherwise is taken for a mistake.
 
     Attributes:
-        results: figures of the newest validation, percent, by ``<data set>.<metric>``; not a number where undefined.
-        primary: keys of ``results`` that stand for their data set.
-        per_class: columns ``[C]`` by (data set, task); fractions and counts.
-        confusion: pixels, int64 ``[C, C + 1]``, of each data set with a semantic task.
-        metrics: by (data set, task), with the state of the newest validation.
+        results: figures of the newest validation, percent, by ``<dataset>.<metric>``; not a number where undefined.
+        primary: keys of ``results`` that stand for their dataset.
+        per_class: columns ``[C]`` by (dataset, task); fractions and counts.
+        confusion: pixels, int64 ``[C, C + 1]``, of each dataset with a semantic task.
+        metrics: by (dataset, task), with the state of the newest validation.
     """
 
     def __init__(

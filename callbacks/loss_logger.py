@@ -1,4 +1,4 @@
-"""Losses by data set and term."""
+"""Losses by dataset and term."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class LossCurves(pl.Callback):
-    """Logs ``loss/<data set>/<term>`` and ``.../total``: means over the data set's steps since the last log.
+    """Logs ``loss/<dataset>/<term>`` and ``.../total``: means over the dataset's steps since the last log.
 
-    Not Lightning's ``self.log``: that repeats a data set's last value at steps on which it took no part.
+    Not Lightning's ``self.log``: that repeats a dataset's last value at steps on which it took no part.
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from dataseg.visualization.class_tables import figures_of_class
 class RunRecord(pl.Callback):
     """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
 
-    The file holds every figure of the newest validation at its top level, ``<data set>.<metric>`` in percent (null
+    The file holds every figure of the newest validation at its top level, ``<dataset>.<metric>`` in percent (null
     where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
     ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary figures by
     step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
@@ -88,7 +88,7 @@ class RunRecord(pl.Callback):
         if not trainer.is_global_zero or not evaluation.results:
             return
         table = Table(title=f"step {self._weights(trainer)['step']} (percent)")
-        table.add_column("data set")
+        table.add_column("dataset")
         table.add_column("task")
         table.add_column("primary", justify="right")
         table.add_column("all figures")

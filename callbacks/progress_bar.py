@@ -1,4 +1,4 @@
-"""The progress bar: loss and data set of the step, out of the whole run's steps."""
+"""The progress bar: loss and dataset of the step, out of the whole run's steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar over the steps of the whole run (the data has no epochs), with the data set of each step."""
+    """Lightning's bar over the steps of the whole run (the data has no epochs), with the dataset of each step."""
 
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave)

@@ -1,4 +1,4 @@
-"""Predictions of each validation data set as files in the official submission formats."""
+"""Predictions of each validation dataset as files in the official submission formats."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 class Submissions(pl.Callback):
     """Writes predictions while a checkpoint is evaluated; a run in training writes none.
 
-    ``<folder>/<data set>/panoptic.json`` and ``panoptic/*.png`` (COCO panoptic), ``instance.json`` (COCO results) and
+    ``<folder>/<dataset>/panoptic.json`` and ``panoptic/*.png`` (COCO panoptic), ``instance.json`` (COCO results) and
     ``semantic/*.png`` (ADE20K label maps), with official ids; see `dataseg.prediction_files`.
 
     Args:
         folder: default: ``submissions`` beside the run's ``metrics.json``. Files of the same names are replaced.
-        id_shifts: by data set, added to every official id: -1 for ADE20K's panoptic JSON, which counts from 0.
+        id_shifts: by dataset, added to every official id: -1 for ADE20K's panoptic JSON, which counts from 0.
     """
 
     def __init__(self, folder: Path | None = None, id_shifts: dict[str, int] | None = None) -> None:

@@ -19,12 +19,12 @@ SLOW_DATA = 0.3, 3
 
 
 class Throughput(pl.Callback):
-    """Logs ``throughput/images_per_second``, ``throughput/data_wait`` and ``sampling/<data set>``.
+    """Logs ``throughput/images_per_second``, ``throughput/data_wait`` and ``sampling/<dataset>``.
 
     * images per second: over all ranks, measured between two logging steps.
     * data wait: share of that time, in [0, 1], that this rank spent waiting for its next batch.
-    * sampling: share of this run's images that came from the data set, in [0, 1].
-    * dropped/<data set>/<reason>: running count of what preparation dropped, e.g. segments emptied by the crop.
+    * sampling: share of this run's images that came from the dataset, in [0, 1].
+    * dropped/<dataset>/<reason>: running count of what preparation dropped, e.g. segments emptied by the crop.
     """
 
     def __init__(self) -> None:

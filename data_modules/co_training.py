@@ -1,4 +1,4 @@
-"""Co-training: several data sets of different tasks, one network."""
+"""Co-training: several datasets of different tasks, one network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch.utils.data import DataLoader
 
-from data_modules.datasets import OnError, TrainView
+from data_modules.datasets import OnError, TrainDataset
 from data_modules.formats.reader import Reader
 from data_modules.layout import Missing, NamedError, explain_missing, find_missing, split_missing, tell_skipped
 from data_modules.loaders import Stream, evaluation_loader, names_of
@@ -21,23 +21,23 @@ from data_modules.mini import MiniSpec, ensure
 from data_modules.sampling import Schedule, blocks, share_out, tempered
 from data_modules.transforms import EvaluationTransform, TrainTransform
 from dataseg.io.cache import use_cache
-from dataseg.structures import DatasetSpec, Sample, Task, UserError, Views, Vocabulary
+from dataseg.structures import DatasetSpec, Sample, Task, TestTimeAugmentation, UserError, Vocabulary
 
 log = logging.getLogger(__name__)
 
 
 class CoTraining(LightningDataModule):
-    """Takes every optimisation step's whole batch from one data set, drawn with fixed sampling ratios.
+    """Takes every optimisation step's whole batch from one dataset, drawn with fixed sampling ratios.
 
-    ``training_step`` receives a dict by data set name in which one entry is a `Batch` and the others are None; in
+    ``training_step`` receives a dict by dataset name in which one entry is a `Batch` and the others are None; in
     mixed mode, all are batches. Evaluation batches are plain `Batch` records, one loader per name in `val_names`.
 
     Args:
-        train: readers to train on, by data set name. Those without a ratio above 0 are not even looked for on disk.
-        val: readers to evaluate on, by data set name.
+        train: readers to train on, by dataset name. Those without a ratio above 0 are not even looked for on disk.
+        val: readers to evaluate on, by dataset name.
         ratios: sampling ratios by name in ``train``: any subset, any positive numbers.
         ratio_exponent: the ratios are taken to this power, 1 / sampling temperature: 0 makes those above 0 equal.
-        root: folder that holds the data sets.
+        root: folder that holds the datasets.
         image_size: side of the square training crops, pixels.
         batch_size: samples of one optimisation step: over all ranks and accumulated batches together, which must divide
             it. With ``mixed`` it is raised to the next number that ratios, ranks and accumulation divide.
@@ -52,13 +52,13 @@ class CoTraining(LightningDataModule):
         eval_window: semantic tasks only: side of square windows, pixels, that go through the network one at a time in
             place of the whole image; null = none.
         eval_overlap: share of a window's side that the next one overlaps.
-        num_workers: loading processes per rank, shared out by ratio, at least one per data set; -1 = one per core;
+        num_workers: loading processes per rank, shared out by ratio, at least one per dataset; -1 = one per core;
             0 = load in the training process. The samples are the same whatever their number.
         prefetch_factor: batches each loading process keeps ready.
         seed: decides order and augmentation.
-        mixed: every batch holds all data sets, in the ratios.
-        on_error: what becomes of a training sample that cannot be read: "stop" ends the run with file and data set
-            named, "skip" puts the data set's next sample in its place. Evaluation always stops.
+        mixed: every batch holds all datasets, in the ratios.
+        on_error: what becomes of a training sample that cannot be read: "stop" ends the run with file and dataset
+            named, "skip" puts the dataset's next sample in its place. Evaluation always stops.
         missing: what becomes of an evaluation set whose files are not there: "stop" ends the run, "skip" leaves the
             set out, with one warning for all of them. Training sets, and at least one evaluation set, must be there.
         mini: make the mini suite below ``root`` if it is not there.
@@ -80,10 +80,10 @@ class CoTraining(LightningDataModule):
         eval_size: int = 640,
         eval_max_size: int = 1333,
         eval_batch_size: int = 1,
-        eval_scales: tuple[float, ...] = Views.scales,
-        eval_flip: bool = Views.flip,
-        eval_window: int | None = Views.window,
-        eval_overlap: float = Views.overlap,
+        eval_scales: tuple[float, ...] = TestTimeAugmentation.scales,
+        eval_flip: bool = TestTimeAugmentation.flip,
+        eval_window: int | None = TestTimeAugmentation.window,
+        eval_overlap: float = TestTimeAugmentation.overlap,
         num_workers: int = -1,
         prefetch_factor: int = 2,
         seed: int = 0,
@@ -104,7 +104,7 @@ class CoTraining(LightningDataModule):
         self._val: dict[str, Reader] = dict(val or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.views = Views(tuple(eval_scales), eval_flip, eval_window, eval_overlap)
+        self.views = TestTimeAugmentation(tuple(eval_scales), eval_flip, eval_window, eval_overlap)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = num_workers if num_workers >= 0 else cores
         self.prefetch_factor = prefetch_factor
@@ -122,7 +122,7 @@ class CoTraining(LightningDataModule):
         semantic = any(Task.SEMANTIC in reader.tasks for reader in self._val.values())
         if self._val and not semantic and not self.views.is_plain:
             raise UserError(
-                "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no data set of data.val "
+                "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no dataset of data.val "
                 "has one: leave them out"
             )
         for name, reader in self.train_readers.items():
@@ -139,7 +139,7 @@ class CoTraining(LightningDataModule):
             if reader.gives == "map" and Task.INSTANCE in reader.tasks:
                 raise UserError(
                     f"data.val.{name}: {reader.title} has maps, and mask AP is scored against masks that may overlap:"
-                    " leave instance out of its tasks, and evaluate on the instance annotations as a data set of their"
+                    " leave instance out of its tasks, and evaluate on the instance annotations as a dataset of their"
                     " own, as in conf/data/coco_instances_val.yaml"
                 )
             if reader.gives == "masks" and set(reader.tasks) != {Task.INSTANCE}:
@@ -147,7 +147,7 @@ class CoTraining(LightningDataModule):
             other = self.train_readers.get(name)
             if other is not None and other.vocabulary != reader.vocabulary:
                 raise UserError(
-                    f"data set {name!r} trains with vocabulary {other.vocabulary.name!r} and is evaluated with "
+                    f"dataset {name!r} trains with vocabulary {other.vocabulary.name!r} and is evaluated with "
                     f"{reader.vocabulary.name!r}: give the two different names, or one vocabulary"
                 )
 
@@ -168,12 +168,12 @@ class CoTraining(LightningDataModule):
 
     @property
     def vocabularies(self) -> dict[str, Vocabulary]:
-        """Vocabulary of every data set that is trained on or evaluated; known before `setup`."""
+        """Vocabulary of every dataset that is trained on or evaluated; known before `setup`."""
         return {name: reader.vocabulary for name, reader in {**self.val_readers, **self.train_readers}.items()}
 
     @property
     def specs(self) -> dict[str, DatasetSpec]:
-        """Vocabulary and evaluated tasks of every data set; known before `setup`."""
+        """Vocabulary and evaluated tasks of every dataset; known before `setup`."""
         tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
         areas = {name: reader.areas for name, reader in self.val_readers.items()}
         resize = str(self.eval_transform.size)
@@ -184,7 +184,7 @@ class CoTraining(LightningDataModule):
 
     @property
     def train_tasks(self) -> dict[str, Task]:
-        """Task of each trained data set."""
+        """Task of each trained dataset."""
         return {name: reader.tasks[0] for name, reader in self.train_readers.items()}
 
     @property
@@ -202,7 +202,7 @@ class CoTraining(LightningDataModule):
     def require_files(self, stage: str) -> None:
         """Look for all files this stage needs, without reading any; makes the mini suite if it is wanted.
 
-        For the command line, ahead of everything else: a missing data set shows within a second.
+        For the command line, ahead of everything else: a missing dataset shows within a second.
 
         Raises:
             UserError: as `setup`.
@@ -215,7 +215,7 @@ class CoTraining(LightningDataModule):
             ensure(self.root, self.mini)
 
     def setup(self, stage: str) -> None:
-        """Find the data sets this stage needs, all of them before any is read, then index them.
+        """Find the datasets this stage needs, all of them before any is read, then index them.
 
         Raises:
             UserError: some are missing: one message with all of them, the files looked for and where to get them.
@@ -273,7 +273,7 @@ class CoTraining(LightningDataModule):
             name: Stream(
                 dataset=name,
                 task=reader.tasks[0],
-                view=TrainView(reader, self.train_transform, self.on_error),
+                view=TrainDataset(reader, self.train_transform, self.on_error),
                 schedule=schedule,
                 micro_step=lambda: trainer.global_step * trainer.accumulate_grad_batches,
                 num_workers=workers[name],
@@ -316,7 +316,7 @@ def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float], exponen
     """The ratios above 0 to the power of ``exponent`` (see `tempered`), by name in sorted order.
 
     Raises:
-        UserError: a ratio for a data set that ``train`` lacks, or one that is negative.
+        UserError: a ratio for a dataset that ``train`` lacks, or one that is negative.
     """
     unknown = sorted(set(ratios) - set(train))
     if unknown:

@@ -15,10 +15,10 @@ OnError = Literal["stop", "skip"]
 
 
 MAX_REPLACEMENTS = 20
-"""Unreadable samples in a row that are replaced; more mean that the data set as a whole cannot be read."""
+"""Unreadable samples in a row that are replaced; more mean that the dataset as a whole cannot be read."""
 
 
-class TrainView(Dataset[Sample]):
+class TrainDataset(Dataset[Sample]):
     """A reader's samples, augmented; indexed by (index, seed).
 
     Args:
@@ -71,7 +71,7 @@ class TrainView(Dataset[Sample]):
         )
 
 
-class EvaluationView(Dataset[Sample]):
+class EvaluationDataset(Dataset[Sample]):
     """A reader's samples resized for evaluation, targets untouched; indexed by (index, is padding)."""
 
     def __init__(self, reader: Reader, transform: EvaluationTransform) -> None:

@@ -1,4 +1,4 @@
-"""Finding a data set's files, and saying all that is missing at once. Nothing is opened here but zip directories."""
+"""Finding a dataset's files, and saying all that is missing at once. Nothing is opened here but zip directories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Found = TypeVar("Found", bound=Locatable)
 
 
 class MissingDataError(Exception):
-    """Files or folders of a data set are not where they were looked for.
+    """Files or folders of a dataset are not where they were looked for.
 
     Attributes:
         dataset: what it is called in public.
@@ -53,7 +53,7 @@ class MissingDataError(Exception):
 
 
 Names = tuple[str, ...]
-"""Files and folders that go together, relative to the data set's folder."""
+"""Files and folders that go together, relative to the dataset's folder."""
 
 
 def folder(name: str) -> list[Names]:
@@ -77,13 +77,13 @@ def locate(reader: Locatable, root: Path, home: str, *wanted: Sequence[Names]) -
     """Paths of all that ``wanted`` names, from the first candidate folder that has everything.
 
     Args:
-        root: folder that holds the data sets.
-        home: the data set's folder, below ``root`` or one folder down, or in a zip archive of its name; absolute
+        root: folder that holds the datasets.
+        home: the dataset's folder, below ``root`` or one folder down, or in a zip archive of its name; absolute
             paths stand.
         wanted: for each thing the options that would do, best first; all names of an option must be there.
 
     Returns:
-        for each thing the paths of the option that is there. The data set's folder itself comes first.
+        for each thing the paths of the option that is there. The dataset's folder itself comes first.
 
     Raises:
         MissingDataError: something is missing everywhere; names all that is missing in the likeliest place.
@@ -165,7 +165,7 @@ def explain_missing(missing: list[NamedError], total: int, root: Path) -> str:
     """One message with all that is missing, the files looked for and where to get them."""
     lines = "\n".join(f"- {name}: {error}" for name, error in missing)
     return (
-        f"{len(missing)} of {total} data sets are missing below {root.absolute()} (set data.root to look elsewhere)\n"
+        f"{len(missing)} of {total} datasets are missing below {root.absolute()} (set data.root to look elsewhere)\n"
         f"{lines}"
     )
 

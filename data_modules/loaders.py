@@ -12,7 +12,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
-from data_modules.datasets import EvaluationView, TrainView
+from data_modules.datasets import EvaluationDataset, TrainDataset
 from data_modules.formats.reader import Reader
 from data_modules.sampling import Schedule
 from data_modules.transforms import EvaluationTransform
@@ -31,7 +31,7 @@ class _Batches(Sampler[list[tuple[int, int]]]):
 
 
 class Stream:
-    """Endless iterable over one data set: its `Batch` at its own micro-steps, None at the others.
+    """Endless iterable over one dataset: its `Batch` at its own micro-steps, None at the others.
 
     Args:
         dataset: name in the configuration.
@@ -46,7 +46,7 @@ class Stream:
         self,
         dataset: str,
         task: Task,
-        view: TrainView,
+        view: TrainDataset,
         schedule: Schedule,
         micro_step: Callable[[], int],
         num_workers: int,
@@ -131,7 +131,7 @@ def evaluation_loader(
 ) -> DataLoader[Sample]:
     """This rank's share of one evaluation set, in a fixed order."""
     return DataLoader(
-        EvaluationView(reader, transform),
+        EvaluationDataset(reader, transform),
         batch_size=batch_size,
         sampler=RankShare(len(reader), world_size, rank),
         collate_fn=partial(Batch.collate, dataset=dataset, task=reader.tasks[0]),

@@ -24,7 +24,7 @@ MAX_BLOCK = 10_000
 
 
 def blocks(ratios: Mapping[str, float]) -> dict[str, int]:
-    """Sampling ratios as the smallest whole numbers: steps of each data set in one block, by name in sorted order.
+    """Sampling ratios as the smallest whole numbers: steps of each dataset in one block, by name in sorted order.
 
     Args:
         ratios: positive numbers, read as the decimals they are written as: 0.1 is one tenth.
@@ -33,7 +33,7 @@ def blocks(ratios: Mapping[str, float]) -> dict[str, int]:
         UserError: a ratio that is not positive and finite, or a block of more than `MAX_BLOCK` steps.
     """
     if not ratios:
-        raise UserError("no data set has a sampling ratio above 0")
+        raise UserError("no dataset has a sampling ratio above 0")
     _check(ratios)
     exact = {name: Fraction(str(ratios[name])) for name in sorted(ratios)}
     scale = math.lcm(*(f.denominator for f in exact.values()))
@@ -76,7 +76,7 @@ def tempered(ratios: Mapping[str, float], exponent: float) -> dict[str, float]:
 
 
 def dataset_of(seed: int, step: int, ratios: Mapping[str, float]) -> tuple[str, int]:
-    """Which data set optimisation step ``step`` (from 0) takes, and how many steps of it came before.
+    """Which dataset optimisation step ``step`` (from 0) takes, and how many steps of it came before.
 
     Each block of steps is a seeded shuffle of the ratios in whole numbers, so quotas are exact after every block.
     """
@@ -97,12 +97,12 @@ def position_at(seed: int, step: int, ratios: Mapping[str, float], dataset: str)
 
 
 def sample_of(seed: int, dataset: str, position: int, n: int) -> tuple[int, int]:
-    """Sample at ``position`` (from 0) of a data set of ``n`` images: its index, and the seed of all its random choices.
+    """Sample at ``position`` (from 0) of a dataset of ``n`` images: its index, and the seed of all its random choices.
 
     Each run of ``n`` positions is a seeded permutation: every image once an epoch. The seed is in ``[0, 2**63)``.
     """
     if n < 1:
-        raise UserError(f"data set {dataset!r} has no image")
+        raise UserError(f"dataset {dataset!r} has no image")
     epoch, offset = divmod(position, n)
     index = int(_permutation(seed, dataset, epoch, n)[offset])
     return index, _number("sample", seed, dataset, position) >> 1
@@ -127,7 +127,7 @@ def _quotas(ratios: tuple[tuple[str, float], ...]) -> dict[str, int]:
 
 @lru_cache(maxsize=256)
 def _block_order(seed: int, block: int, quotas: tuple[tuple[str, int], ...]) -> NDArray[np.int16]:
-    """Position in ``quotas`` of the data set of each step of one block."""
+    """Position in ``quotas`` of the dataset of each step of one block."""
     steps = np.repeat(np.arange(len(quotas), dtype=np.int16), [n for _, n in quotas])
     names = [name for name, _ in quotas]
     return steps[_shuffled(_number("block", seed, block, *names), len(steps))]
@@ -154,8 +154,8 @@ class Schedule:
         world_size: ranks.
         rank: this one.
         accumulate: micro-batches per optimisation step.
-        mixed: every batch holds all data sets.
-        shares: samples of an optimisation step by data set.
+        mixed: every batch holds all datasets.
+        shares: samples of an optimisation step by dataset.
     """
 
     seed: int
@@ -196,7 +196,7 @@ class Schedule:
         return self.shares[dataset] // (self.world_size * self.accumulate)
 
     def is_on(self, dataset: str, micro_step: int) -> bool:
-        """Whether the data set has a batch at this micro-step."""
+        """Whether the dataset has a batch at this micro-step."""
         return self.mixed or dataset_of(self.seed, micro_step // self.accumulate, self.ratios)[0] == dataset
 
     def batches(self, dataset: str, n: int, micro_step: int) -> Iterator[list[tuple[int, int]]]:
@@ -214,7 +214,7 @@ class Schedule:
 
 
 def share_out(num_workers: int, ratios: dict[str, float]) -> dict[str, int]:
-    """Loading processes of each data set, in proportion to its ratio, at least one each; 0 stays 0 for all."""
+    """Loading processes of each dataset, in proportion to its ratio, at least one each; 0 stays 0 for all."""
     if num_workers <= 0:
         return dict.fromkeys(ratios, 0)
     total = sum(ratios.values())

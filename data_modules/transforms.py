@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.annotation_index.coco_json import MIN_SIDE
-from dataseg.inference.resize import EvaluationSize, resize, to_tensor
+from dataseg.inference.resize import ResizeShortestEdge, resize, to_tensor
 from dataseg.io.id_map import Runs
 from dataseg.io.images import ImageArray
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
@@ -235,7 +235,7 @@ class EvaluationTransform:
     """
 
     def __init__(self, size: int, max_size: int) -> None:
-        self.size = EvaluationSize(size, max_size)
+        self.size = ResizeShortestEdge(size, max_size)
 
     def __call__(self, image: ImageArray) -> Tensor:
         """Uint8 ``[H, W, 3]`` -> uint8 ``[3, H', W']``."""

@@ -2,7 +2,7 @@
 
     python tests/faults.py --count 1000
 
-Every fault is one run of the command line in a process of its own: one small network, four steps, three data sets.
+Every fault is one run of the command line in a process of its own: one small network, four steps, three datasets.
 A share of the runs is afterwards mended and resumed, and must come out as the run that nothing disturbed.
 """
 
@@ -108,7 +108,7 @@ class Bench:
         return copy
 
     def sample(self, datasets: tuple[str, ...]) -> tuple[int, str, str]:
-        """A sample that the run uses: step (from 1), data set and image id."""
+        """A sample that the run uses: step (from 1), dataset and image id."""
         found = [
             (batch + 1, name, image_id)
             for batch, entry in self.trace.items()
@@ -184,7 +184,7 @@ def stops_or_skips(bench: Bench, suite: Path, name: str, title: str, at_once: bo
     """For a training sample that cannot be read; whether it can be mended and resumed.
 
     Args:
-        at_once: what is amiss shows when the data set is listed, before any sample is read: that always stops.
+        at_once: what is amiss shows when the dataset is listed, before any sample is read: that always stops.
     """
     skip = bench.rng.random() < 0.5 and not at_once
     workers = bench.rng.choice([0, 0, 1])

@@ -1,4 +1,4 @@
-"""The command line on small data sets in the official layouts: files in, checkpoint and figures out."""
+"""The command line on small datasets in the official layouts: files in, checkpoint and figures out."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""On real COCO and ADE20k images: the mini network learns them by heart, the full R50 network takes steps."""
+"""On real COCO and ADE20k images: the mini network overfits to them, the full R50 network takes steps."""
 
 from pathlib import Path
 

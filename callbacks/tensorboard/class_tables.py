@@ -16,7 +16,7 @@ from dataseg.visualization.class_tables import (
 
 
 class ClassTables(pl.Callback):
-    """Writes ``classes/<data set>.<task>`` and ``confusion/<data set>`` after each validation, as text and picture."""
+    """Writes ``classes/<dataset>.<task>`` and ``confusion/<dataset>`` after each validation, as text and picture."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = None if trainer.sanity_checking else board(trainer)

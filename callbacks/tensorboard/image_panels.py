@@ -1,4 +1,4 @@
-"""Panels of image | ground truth | prediction for each validation data set and task."""
+"""Panels of image | ground truth | prediction for each validation dataset and task."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ GAP = 4
 
 
 class Panels(pl.Callback):
-    """Writes the first images of each validation data set to TensorBoard as ``<data set>.<task>/<image id>``.
+    """Writes the first images of each validation dataset to TensorBoard as ``<dataset>.<task>/<image id>``.
 
     Args:
-        images: how many of each data set, on rank 0.
+        images: how many of each dataset, on rank 0.
         max_side: longer side of one picture at most, pixels; small images are enlarged towards it.
         min_score: instances of a lower score are left out of the picture.
     """

@@ -22,9 +22,9 @@ Layout = dict[str, dict[str, list[Any]]]
 class Dashboard(pl.Callback):
     """Lays out TensorBoard's Custom Scalars tab, and adds the finished run to its HParams tab.
 
-    Losses, metrics and the course of the run lie in a category each: first charts of all data sets together, then one
-    for each data set (and task) with all its terms or figures. TensorBoard joins the layouts of the runs it shows;
-    charts of the same data set are the same for every run.
+    Losses, metrics and the course of the run lie in a category each: first charts of all datasets together, then one
+    for each dataset (and task) with all its terms or figures. TensorBoard joins the layouts of the runs it shows;
+    charts of the same dataset are the same for every run.
 
     A row of the HParams tab holds the experiment (the folder above the run's), `hparams.SETTINGS` from the run's
     ``config.yaml`` and the newest ``score`` and primary figures. A run that goes on replaces its row. Runs started in
@@ -42,7 +42,7 @@ class Dashboard(pl.Callback):
     ) -> None:
         if self._is_laid_out:
             return
-        self._is_laid_out = True  # with the first batch, which names every data set that is trained on
+        self._is_laid_out = True  # with the first batch, which names every dataset that is trained on
         writer = board(trainer)
         if writer is not None:
             writer.add_custom_scalars(layout(batch, cast(CoTrainedSegmenter, pl_module).datasets))
@@ -62,7 +62,7 @@ def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layou
     """Charts by category and title, as `SummaryWriter.add_custom_scalars` takes them: regular expressions of tags.
 
     Args:
-        trained: data sets that have a loss.
+        trained: datasets that have a loss.
         datasets: with the tasks that each is evaluated by.
     """
     losses = {"total": "^loss/.+/total$", **{name: f"^loss/{re.escape(name)}/" for name in trained}}

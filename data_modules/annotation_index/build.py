@@ -20,7 +20,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance
 from data_modules.annotation_index.table import Index
 from dataseg.io.cache import cache_folder
@@ -35,12 +35,12 @@ CACHED_FROM = 32 << 20
 """Annotation files smaller than this many bytes are read each time: quicker than looking after a copy."""
 
 Counts = dict[str, int]
-Batches = Callable[[Counts, Advance, Complain], Iterator[pa.RecordBatch]]
+Batches = Callable[[Counts, Advance, OnProblem], Iterator[pa.RecordBatch]]
 """Reads an annotation file; adds what it drops to the counts, and reports bytes read."""
 
 
 def build_index(
-    source: Path, settings: Mapping[str, Any], batches: Batches, complain: Complain = refuse
+    source: Path, settings: Mapping[str, Any], batches: Batches, on_problem: OnProblem = raise_problem
 ) -> tuple[Index, Counts]:
     """The index of an annotation file, from the cache if it has been built before.
 
@@ -51,16 +51,16 @@ def build_index(
         source: annotation file, which may lie in a zip archive.
         settings: all else that decides what the index holds.
         batches: reads the file.
-        complain: anything but `refuse` leaves the cache alone.
+        on_problem: anything but `raise_problem` leaves the cache alone.
 
     Returns:
         the index, and the counts that ``batches`` gave.
     """
     state, size = _state(source)
     counts: Counts = {}
-    if complain is not refuse or size < CACHED_FROM:
+    if on_problem is not raise_problem or size < CACHED_FROM:
         with _no_collection():
-            return Index(list(batches(counts, lambda count: None, complain))), counts
+            return Index(list(batches(counts, lambda count: None, on_problem))), counts
     what = _digest({"source": str(source.absolute()), **settings})
     slug = re.sub(r"[^A-Za-z0-9]+", "-", source.stem)[:40].strip("-") or "index"
     folder = cache_folder("indexes") / f"{slug}-{what}-{_digest({'state': state, 'version': READER_VERSION})}"
@@ -134,7 +134,7 @@ def _build(folder: Path, source: Path, size: int, batches: Batches) -> None:
             pa.OSFile(str(workplace / "index.arrow"), "wb") as file,
         ):
             writer = None
-            for batch in batches(counts, advance, refuse):
+            for batch in batches(counts, advance, raise_problem):
                 writer = writer or pa.ipc.new_file(file, batch.schema)
                 writer.write_batch(batch)
             assert writer is not None, "a reader gives at least one image"

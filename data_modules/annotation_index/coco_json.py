@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_modules.annotation_index.build import Counts
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, Packed, PackedBuilder, image_batch
 from dataseg.io.images import stated_size
@@ -99,7 +99,7 @@ class ImageTable:
         skipped: how many were left out.
     """
 
-    def __init__(self, path: Path, skip: frozenset[str], complain: Complain) -> None:
+    def __init__(self, path: Path, skip: frozenset[str], on_problem: OnProblem) -> None:
         ids, file_names = PackedBuilder(), PackedBuilder()
         sizes: list[NDArray[np.int32]] = []
         self.row_of = RowOf()
@@ -114,7 +114,7 @@ class ImageTable:
                     if number in self.row_of:
                         raise UserError(f"two images have the same id {number!r}")
                 except _MISTAKES as error:
-                    complain(f"{path}: list of images: image {position}: {_reason(error)}")
+                    on_problem(f"{path}: list of images: image {position}: {_reason(error)}")
                     continue
                 self.row_of[number] = SKIPPED if skipped else count + len(kept)
                 self.skipped += skipped
@@ -172,7 +172,7 @@ class AnnotationTable:
         label_of: Mapping[int, int],
         to_rle: ToRle | None,
         advance: Advance,
-        complain: Complain,
+        on_problem: OnProblem,
     ) -> None:
         self._path, self._images, self._label_of, self._to_rle = path, images, label_of, to_rle
         rows = _Rows(RECORD if to_rle is None else RECORD_WITH_AREA)
@@ -181,7 +181,7 @@ class AnnotationTable:
         for first, batch in stream_records(path, "annotations", advance=advance):
             found = self._at_once(batch) if to_rle is None else None
             if found is None:
-                found, masks = self._one_by_one(first, batch, complain)
+                found, masks = self._one_by_one(first, batch, on_problem)
                 rles.extend(masks)
             rows.append(found)
             np.add.at(self.per_image, found["image"], 1)
@@ -205,7 +205,7 @@ class AnnotationTable:
             return None
         return rows[rows["image"] != SKIPPED] if self._images.skipped else rows
 
-    def _one_by_one(self, first: int, batch: list[Any], complain: Complain) -> tuple[NDArray[Any], list[bytes]]:
+    def _one_by_one(self, first: int, batch: list[Any], on_problem: OnProblem) -> tuple[NDArray[Any], list[bytes]]:
         rows = np.empty(len(batch), dtype=RECORD if self._to_rle is None else RECORD_WITH_AREA)
         rles: list[bytes] = []
         used = 0
@@ -218,13 +218,13 @@ class AnnotationTable:
                     size = self._images.sizes[rows["image"][used]]
                     rles.append(self._to_rle(record.get("segmentation"), int(size[0]), int(size[1])))
             except KeyError as error:
-                complain(
+                on_problem(
                     f"{self._path}: annotation {position} (id {record.get('id')}): {error} is missing, "
                     "or is an image or category the file or the vocabulary lacks"
                 )
                 continue
             except _MISTAKES as error:
-                complain(f"{self._path}: annotation {position}: {error}")
+                on_problem(f"{self._path}: annotation {position}: {error}")
                 continue
             used += 1
         return rows[:used], rles
@@ -267,7 +267,7 @@ def detection_batches(
     to_rle: ToRle | None,
     counts: Counts,
     advance: Advance,
-    complain: Complain,
+    on_problem: OnProblem,
 ) -> Iterator[pa.RecordBatch]:
     """Read an annotation file.
 
@@ -280,11 +280,11 @@ def detection_batches(
         counts: what was dropped is added.
 
     Raises:
-        UserError: a malformed record; names file and record (unless ``complain`` says otherwise).
+        UserError: a malformed record; names file and record (unless ``on_problem`` says otherwise).
     """
-    images = ImageTable(path, skip, complain)
+    images = ImageTable(path, skip, on_problem)
     counts["skipped_images"] = images.skipped
-    table = AnnotationTable(path, images, label_of, to_rle, advance, complain)
+    table = AnnotationTable(path, images, label_of, to_rle, advance, on_problem)
     images.row_of = RowOf()  # no longer needed, and large
     order = table.by_image()
     ends = np.concatenate([[0], np.cumsum(table.per_image)])
@@ -297,8 +297,8 @@ def detection_batches(
         columns: dict[str, NDArray[Any] | list[bytes]] = {}
         if to_rle is None:
             kept, dropped = clean_boxes(block, sizes)
-            if complain is not refuse:
-                _name_dropped(path, images, start, block, kept, complain)
+            if on_problem is not raise_problem:
+                _name_dropped(path, images, start, block, kept, on_problem)
             block = kept
             names = ["xyxy", "label"]
         else:
@@ -318,7 +318,7 @@ def _part(column: Packed, start: int, end: int) -> list[bytes]:
 
 
 def _name_dropped(
-    path: Path, images: ImageTable, start: int, rows: NDArray[Any], kept: NDArray[Any], complain: Complain
+    path: Path, images: ImageTable, start: int, rows: NDArray[Any], kept: NDArray[Any], on_problem: OnProblem
 ) -> None:
     """Say which boxes were clipped or dropped; crowds are meant to be."""
     left = Counter(row.tobytes() for row in kept)
@@ -338,8 +338,8 @@ def _name_dropped(
         else:
             what = "stands there twice" if np.abs(inside - row["xyxy"]).max() <= 0.01 else "reaches out of it"
         name = images.ids[number].decode()
-        complain(
-            f"{path}: image {name} ({width} x {height}): box {box} (xyxy) of label {row['label']} {what}", usual=True
+        on_problem(
+            f"{path}: image {name} ({width} x {height}): box {box} (xyxy) of label {row['label']} {what}", benign=True
         )
 
 

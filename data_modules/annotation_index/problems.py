@@ -7,14 +7,14 @@ from typing import Protocol
 from dataseg.structures import UserError
 
 
-class Complain(Protocol):
+class OnProblem(Protocol):
     """Told what is wrong with a record of an annotation file; if it returns, the record is left out."""
 
-    def __call__(self, message: str, usual: bool = False) -> None:
-        """``usual``: a record that is dropped in every training, such as a box outside its image."""
+    def __call__(self, message: str, benign: bool = False) -> None:
+        """``benign``: a record that is dropped in every training, such as a box outside its image."""
 
 
-def refuse(message: str, usual: bool = False) -> None:
-    """The `Complain` of training: the first thing that is wrong, unless usual, ends the reading."""
-    if not usual:
+def raise_problem(message: str, benign: bool = False) -> None:
+    """The `OnProblem` of training: the first thing that is wrong, unless benign, ends the reading."""
+    if not benign:
         raise UserError(message)

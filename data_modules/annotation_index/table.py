@@ -1,4 +1,4 @@
-"""The index of a data set: one row per image, a list per image for each property of its segments, as an Arrow table.
+"""The index of a dataset: one row per image, a list per image for each property of its segments, as an Arrow table.
 
 Read through NumPy views of the Arrow buffers: no Python object per record. A table on disk is mapped into memory, so
 every loading process and every rank of a machine shares one copy.

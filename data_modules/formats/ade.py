@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_modules import vocabularies
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.label_maps import LabelMapReader, label_table, paired_stems
 from data_modules.formats.panoptic_reader import PanopticReader
 from data_modules.formats.reader import TaskName
@@ -24,7 +24,7 @@ class AdeSemantic(LabelMapReader):
     shifted by one are refused.
 
     Args:
-        root: the data set's folder, below the data root or one folder down.
+        root: the dataset's folder, below the data root or one folder down.
         images: image folder below ``root``, in place of ``images/{split}``.
         annotations: label folder below ``root``, in place of ``annotations/{split}``.
         vocabulary: name or file of the classes; a label PNG holds their official ids.
@@ -55,9 +55,9 @@ class AdeSemantic(LabelMapReader):
         labels = folder(self.annotations or f"annotations/{self.split}")
         _, (self._images,), (self._labels,) = locate(self, root, self.root, images, labels)
 
-    def read(self, complain: Complain = refuse) -> None:
-        stems = paired_stems(self, self._images, ".jpg", self._labels, ".png", complain)
-        self._read(stems, label_table(self.vocabulary.index_of), self._images, complain)
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
+        stems = paired_stems(self, self._images, ".jpg", self._labels, ".png", on_problem)
+        self._read(stems, label_table(self.vocabulary.index_of), self._images, on_problem)
 
     def image_path(self, stem: str) -> Path:
         return self._images / f"{stem}.jpg"
@@ -73,7 +73,7 @@ class AdePanoptic(PanopticReader):
     of 100. ``areas="stored"`` keeps them, comparable with published figures; "recounted" counts the PNG.
 
     Args:
-        root: the data set's folder, below the data root or one folder down.
+        root: the dataset's folder, below the data root or one folder down.
         annotations: JSON file below ``root``, in place of the usual one.
         images: image folder below ``root``, in place of ``images/{split}``.
         areas: see above.

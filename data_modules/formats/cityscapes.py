@@ -21,7 +21,7 @@ class CityscapesPanoptic(PanopticReader):
     names it then. Groups of instances are crowds.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``, in place of the usual one.
         images: image folder below ``root``, in place of ``leftImg8bit/{split}``.
         vocabulary: name or file of the classes, in the order of the train ids.

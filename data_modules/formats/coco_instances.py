@@ -11,7 +11,7 @@ import torch
 from data_modules import vocabularies
 from data_modules.annotation_index.build import build_index
 from data_modules.annotation_index.coco_json import detection_batches
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image
@@ -30,11 +30,11 @@ class InstanceReader(IndexedReader):
     gives = "masks"
     default_tasks = (Task.INSTANCE,)
 
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = self.vocabulary.index_of
         batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), to_rle)
         settings = {"kind": "instances", "label_of": label_of}
-        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+        self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         row = self.index.image(index)
@@ -51,10 +51,10 @@ class InstanceReader(IndexedReader):
 
 
 class CocoInstances(InstanceReader):
-    """Instance masks of COCO or any data set in its layout.
+    """Instance masks of COCO or any dataset in its layout.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``.
         images: image folder below ``root``.
         vocabulary: name or file of the classes, or the classes themselves.

@@ -17,10 +17,10 @@ _ARCHIVE = "panoptic_annotations_trainval2017.zip"
 
 
 class CocoPanoptic(PanopticReader):
-    """COCO panoptic, and any data set written in its layout.
+    """COCO panoptic, and any dataset written in its layout.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         split: part of the usual file names.
         annotations: JSON file below ``root``, in place of ``annotations/panoptic_{split}.json``. Its PNGs lie in the
             folder of the same name without ``.json``, or in a zip archive of that name.

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or saved by its ``datasets`` library, by name."""
+"""Datasets of the Hugging Face hub, or saved by its ``datasets`` library, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.annotation_index.coco_json import RECORD, clean_boxes, crowd_of
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.label_maps import UnknownLabelError, label_table, rows_of_labels
 from data_modules.formats.panoptic_reader import rows_of_colors
 from data_modules.formats.reader import Reader, TaskName
@@ -30,7 +30,7 @@ _MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, Ind
 
 
 class HubDataset(Reader):
-    """A data set of the Hugging Face hub (``owner/name``), or a folder that ``datasets`` wrote or can read.
+    """A dataset of the Hugging Face hub (``owner/name``), or a folder that ``datasets`` wrote or can read.
 
     Args:
         name: folder below the data root or one folder down, else the name on the hub.
@@ -47,13 +47,13 @@ class HubDataset(Reader):
         vocabulary: name or file of the classes, or the classes themselves; annotations hold their ids.
         ignore: label maps: value of pixels that belong to no class.
         offset: added to the values of annotations to give the ids.
-        config: configuration of the data set on the hub.
-        revision: version of the data set on the hub.
+        config: configuration of the dataset on the hub.
+        revision: version of the dataset on the hub.
         tasks: evaluated tasks; training uses the first. Default: semantic, panoptic or instance, by ``kind``.
         names: which names the text encoder sees.
     """
 
-    title = "Hugging Face data set"
+    title = "Hugging Face dataset"
     source = "https://huggingface.co/datasets"
 
     def __init__(
@@ -95,7 +95,7 @@ class HubDataset(Reader):
         if self._folder is None and not on_hub:
             raise MissingDataError(f"{self.title} {self.name}", [[root / self.name]], self.source)
 
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         import datasets  # takes seconds to import
 
         if self.kind == "label_map":

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules import vocabularies
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Packed
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import folder, locate
@@ -38,12 +38,12 @@ class LabelMapReader(Reader):
         self._stems = Packed.of([])
         self._table = np.zeros(0, dtype=np.int32)
 
-    def _read(self, stems: Sequence[str], table: NDArray[np.int32], listed_in: Path, complain: Complain) -> None:
+    def _read(self, stems: Sequence[str], table: NDArray[np.int32], listed_in: Path, on_problem: OnProblem) -> None:
         if not stems:
             raise UserError(f"{self.title}: {listed_in} lists no image")
         self._stems = Packed.of(stem.encode() for stem in stems)
         self._table = table
-        if complain is refuse:
+        if on_problem is raise_problem:
             self._probe(min(_PROBED, len(self)))
 
     def _probe(self, count: int) -> None:
@@ -108,7 +108,7 @@ class LabelMaps(LabelMapReader):
     """Any folder of images with a folder of label maps: PNG or TIFF, 8 or 16 bits, one class value a pixel.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         images: image folder below ``root``.
         annotations: label folder below ``root``; a label map has its image's stem.
         vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
@@ -146,17 +146,19 @@ class LabelMaps(LabelMapReader):
         wanted = folder(self.images), folder(self.annotations)
         _, (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
 
-    def read(self, complain: Complain = refuse) -> None:
-        stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, complain)
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
+        stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, on_problem)
         paired = set(stems)
         labels = [name.removesuffix(self.labels_suffix) for name in list_files(self._labels, self.labels_suffix)]
         for stem in (lonely := [label for label in labels if label not in paired]):
-            complain(f"{self._labels}: {stem}{self.labels_suffix} has no image {stem}{self.image_suffix}", usual=True)
+            on_problem(
+                f"{self._labels}: {stem}{self.labels_suffix} has no image {stem}{self.image_suffix}", benign=True
+            )
         self.counts["label_maps_without_an_image"] = len(lonely)
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
         if min(values) < 0:
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
-        self._read(stems, label_table(values, self.ignore), self._images, complain)
+        self._read(stems, label_table(values, self.ignore), self._images, on_problem)
 
     def image_path(self, stem: str) -> Path:
         return inside(self._images, stem + self.image_suffix)
@@ -166,17 +168,17 @@ class LabelMaps(LabelMapReader):
 
 
 def paired_stems(
-    reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str, complain: Complain
+    reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str, on_problem: OnProblem
 ) -> list[str]:
     """Stems of all images in a folder, sorted; complains of images without a label map."""
     stems = [name.removesuffix(image_suffix) for name in list_files(images, image_suffix)]
     missing = sorted(set(stems) - {name.removesuffix(labels_suffix) for name in list_files(labels, labels_suffix)})
-    if missing and complain is refuse:
+    if missing and on_problem is raise_problem:
         raise UserError(
             f"{reader.title}: {len(missing)} images have no label map in {labels}, e.g. {missing[0]}{labels_suffix}"
         )
     for stem in missing:
-        complain(f"{labels}: {stem}{labels_suffix} is missing, {images} has {stem}{image_suffix}")
+        on_problem(f"{labels}: {stem}{labels_suffix} is missing, {images} has {stem}{image_suffix}")
     return [stem for stem in stems if stem not in set(missing)] if missing else stems
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from data_modules import vocabularies
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
@@ -30,7 +30,7 @@ class MaskFolders(IndexedReader):
     which evaluation ignores; maps leave it out.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         images: image folder below ``root``.
         masks: folder of the mask folders below ``root``.
         vocabulary: name or file of the classes, or the classes themselves.
@@ -63,7 +63,7 @@ class MaskFolders(IndexedReader):
         if len({task == Task.INSTANCE for task in self.tasks}) == 2:
             raise UserError(
                 f"{self.title}: one reader gives masks that may overlap (instance) or a map (panoptic, semantic), not "
-                f"both: give tasks {[str(task) for task in self.tasks]} to two data sets"
+                f"both: give tasks {[str(task) for task in self.tasks]} to two datasets"
             )
         self._images = self._masks = Path()
 
@@ -71,13 +71,13 @@ class MaskFolders(IndexedReader):
         wanted = folder(self.images), folder(self.masks)
         _, (self._images,), (self._masks,) = locate(self, root, self.root, *wanted)
 
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = _names(self.vocabulary)
         stems = [name.removesuffix(self.image_suffix) for name in list_files(self._images, self.image_suffix)]
         if not stems:
             raise UserError(f"{self.title}: {self._images} holds no *{self.image_suffix}")
         for name in (lonely := sorted(_folders(self._masks) - set(stems))):
-            complain(f"{self._masks}: folder {name} has no image {name}{self.image_suffix}", usual=True)
+            on_problem(f"{self._masks}: folder {name} has no image {name}{self.image_suffix}", benign=True)
         self.counts["mask_folders_without_an_image"] = len(lonely)
         counts: list[int] = []
         labels: list[int] = []
@@ -87,10 +87,10 @@ class MaskFolders(IndexedReader):
             for name in list_files(self._masks / stem, self.mask_suffix):
                 label = _label(PurePosixPath(name).stem, label_of)
                 if label is None:
-                    complain(f"{self._masks / stem / name}: its name begins with no class of the vocabulary")
+                    on_problem(f"{self._masks / stem / name}: its name begins with no class of the vocabulary")
                     continue
-                if complain is not refuse:  # in training they are not opened before their image is
-                    self._look_at(self._masks / stem / name, complain)
+                if on_problem is not raise_problem:  # in training they are not opened before their image is
+                    self._look_at(self._masks / stem / name, on_problem)
                 labels.append(label)
                 files.append(name.encode())
                 found += 1
@@ -100,13 +100,13 @@ class MaskFolders(IndexedReader):
         columns: dict[str, NDArray[Any] | list[bytes]] = {"label": np.array(labels, dtype=np.int32), "file": files}
         self._index = Index([image_batch(names, names, sizes, np.array(counts), columns)])
 
-    def _look_at(self, path: Path, complain: Complain) -> None:
+    def _look_at(self, path: Path, on_problem: OnProblem) -> None:
         try:
             empty = not read_mask(path, self.title, None).any()
         except UserError:  # is named when its image is loaded
             return
         if empty:
-            complain(f"{path}: no pixel is above 0", usual=True)
+            on_problem(f"{path}: no pixel is above 0", benign=True)
 
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name + self.image_suffix)

@@ -53,7 +53,7 @@ class Objects365Boxes(BoxReader):
     """Objects365 v2 boxes: ``{split}/zhiyuan_objv2_{split}.json`` and ``{split}/patchN/*.jpg``.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``, in place of the usual one.
         images: folder of the patches below ``root``, in place of ``{split}``; ``images/v1/patchN`` is found as well.
         skip: images to leave out, by the last two components of their name.
@@ -99,7 +99,7 @@ class Objects365Instances(InstanceReader):
     Crowds, and instances whose mask was never drawn, are ignored in evaluation.
 
     Args:
-        root: the data set's folder, below the data root.
+        root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``, in place of the usual one.
         images: folder of the patches below ``root``, in place of ``val``.
         vocabulary: name or file of the classes.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.build import Counts, build_index
 from data_modules.annotation_index.coco_json import crowd_of
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
@@ -59,11 +59,11 @@ class PanopticReader(IndexedReader):
         """``category_id`` in the JSON -> label."""
         return {number - self.id_offset: label for number, label in self.vocabulary.index_of.items()}
 
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = self.label_of()
         batches = partial(panoptic_batches, self._annotations, label_of)
         settings = {"kind": "panoptic", "label_of": label_of}
-        self._index, self.counts = build_index(self._annotations, settings, batches, complain)
+        self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name)
@@ -141,7 +141,7 @@ _MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def panoptic_batches(
-    path: Path, label_of: Mapping[int, int], counts: Counts, advance: Advance, complain: Complain
+    path: Path, label_of: Mapping[int, int], counts: Counts, advance: Advance, on_problem: OnProblem
 ) -> Iterator[pa.RecordBatch]:
     """Read a panoptic JSON into the parts of an index, in the order of its annotations.
 
@@ -150,9 +150,9 @@ def panoptic_batches(
         counts: nothing is ever dropped here.
 
     Raises:
-        UserError: a malformed record; names file and record (unless ``complain`` says otherwise).
+        UserError: a malformed record; names file and record (unless ``on_problem`` says otherwise).
     """
-    images = _images(path, complain)
+    images = _images(path, on_problem)
     entries: list[tuple[ImageRow, list[Segment]]] = []
     found = False
     for first, batch in stream_records(path, "annotations", advance=advance):
@@ -163,7 +163,7 @@ def panoptic_batches(
                 row.labels_name.encode()
                 entries.append((row, list(_segments(annotation["segments_info"], label_of))))
             except _MISTAKES as error:
-                complain(f"{path}: annotation {position}: {_reason(error)}")
+                on_problem(f"{path}: annotation {position}: {_reason(error)}")
         if len(entries) >= BLOCK:
             found = True
             yield _batch(entries)
@@ -174,7 +174,7 @@ def panoptic_batches(
         yield _batch(entries)
 
 
-def _images(path: Path, complain: Complain) -> dict[Any, tuple[str, str, tuple[int, int]]]:
+def _images(path: Path, on_problem: OnProblem) -> dict[Any, tuple[str, str, tuple[int, int]]]:
     """Id as text, file name and size of each image, by the file's own id."""
     images: dict[Any, tuple[str, str, tuple[int, int]]] = {}
     for first, batch in stream_records(path, "images"):
@@ -186,7 +186,7 @@ def _images(path: Path, complain: Complain) -> dict[Any, tuple[str, str, tuple[i
                     raise UserError(f"two images have the same id {image['id']!r}")
                 images[image["id"]] = entry
             except _MISTAKES as error:
-                complain(f"{path}: list of images: image {position}: {_reason(error)}")
+                on_problem(f"{path}: list of images: image {position}: {_reason(error)}")
     return images
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from data_modules import vocabularies
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.label_maps import LabelMapReader, label_table
 from data_modules.formats.reader import TaskName
 from data_modules.layout import folder, locate
@@ -58,12 +58,12 @@ class _PascalContext(LabelMapReader):
         )
         _, (self._list,), (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
 
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         try:
             stems = read_bytes(self._list).decode().split()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.title}: {self._list} is not a readable list of image names ({error})") from error
-        self._read(stems, self.tables()[self._labels.name], self._list, complain)
+        self._read(stems, self.tables()[self._labels.name], self._list, on_problem)
 
     def image_path(self, stem: str) -> Path:
         return inside(self._images, f"{stem}.jpg")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from data_modules import vocabularies
-from data_modules.annotation_index.problems import Complain, refuse
+from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from dataseg.io.images import ImageArray, Shrink
 from dataseg.structures import Target, Task, UserError, Vocabulary
@@ -17,13 +17,13 @@ TaskName = Literal["semantic", "panoptic", "instance"]
 
 
 class Reader(ABC):
-    """One split of one data set in its official on-disk layout.
+    """One split of one dataset in its official on-disk layout.
 
     A reader is cheap to build: nothing is looked for before `locate` and nothing read before `read`. It gives images
     and targets at their original size; augmentation and collation happen elsewhere.
 
     Attributes:
-        title: what the data set is called in public.
+        title: what the dataset is called in public.
         source: where to get it.
         gives: what its targets are. Boxes can be trained on, not evaluated.
         counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
@@ -50,15 +50,15 @@ class Reader(ABC):
         """Find all files below ``root``. Opens none of them, so that a missing one shows within a second.
 
         Raises:
-            MissingDataError: files or folders of the data set are not there; names all of them.
+            MissingDataError: files or folders of the dataset are not there; names all of them.
         """
 
     @abstractmethod
-    def read(self, complain: Complain = refuse) -> None:
+    def read(self, on_problem: OnProblem = raise_problem) -> None:
         """Read the index of what `locate` found. Called once, before any image is asked for.
 
         Args:
-            complain: told what is wrong, by file and record. The usual one raises.
+            on_problem: told what is wrong, by file and record. The usual one raises.
 
         Raises:
             UserError: an annotation file is malformed beyond single records; names the file.
@@ -85,7 +85,7 @@ class Reader(ABC):
                 (sides rounded up), where decoding it so is cheaper.
 
         Raises:
-            UserError: an unreadable or inconsistent file; names the file and the data set.
+            UserError: an unreadable or inconsistent file; names the file and the dataset.
         """
 
     def __getitem__(self, index: int) -> tuple[ImageArray, Target]:

@@ -2,9 +2,9 @@
 
 ``dataseg data-check --config conf/exp/mini_all.yaml --exp mini_all``
 
-Looks at every record and every image of all data sets, scores each evaluation set against itself, looks for training
+Looks at every record and every image of all datasets, scores each evaluation set against itself, looks for training
 images among the evaluation images, and draws some. Writes to ``runs/<exp>/data_check``: ``problems.jsonl`` with all
-that was found, and a picture grid per data set. If it is stopped it goes on where it was. Exit status 1 if something
+that was found, and a picture grid per dataset. If it is stopped it goes on where it was. Exit status 1 if something
 would stop a training or spoil its figures.
 """
 
@@ -51,7 +51,7 @@ _CHUNK = 16
 
 @dataclass
 class Report:
-    """What was found of one data set.
+    """What was found of one dataset.
 
     Attributes:
         name: role and name, e.g. ``val coco``.
@@ -72,7 +72,7 @@ class Report:
 
 
 def check_data_set(reader: Reader, root: Path, name: str, out: Path, limit: int, workers: int, bar: Progress) -> Report:
-    """All but the comparison of data sets with each other.
+    """All but the comparison of datasets with each other.
 
     Args:
         out: folder for the picture grid and for what is needed to go on after an interruption.
@@ -128,11 +128,11 @@ def evenly_spaced(count: int, limit: int) -> list[int]:
 def _read(reader: Reader, problems: list[Problem]) -> None:
     """Read the index; what is wrong with single records is added to ``problems`` and does not stop it."""
 
-    def complain(message: str, usual: bool = False) -> None:
-        kind = "records that every training mends or leaves out" if usual else "malformed records"
-        problems.append(Problem("warning" if usual else "error", kind, message))
+    def on_problem(message: str, benign: bool = False) -> None:
+        kind = "records that every training mends or leaves out" if benign else "malformed records"
+        problems.append(Problem("warning" if benign else "error", kind, message))
 
-    reader.read(complain)
+    reader.read(on_problem)
 
 
 _reader: Reader  # of this worker process
@@ -189,8 +189,8 @@ def compare(reports: Sequence[Report]) -> None:
 
 
 def print_summary(reports: Sequence[Report], console: Console) -> None:
-    """Counts by data set, then the first examples of every kind of problem."""
-    table = Table("data set", "", "images", "errors", "warnings", "against itself")
+    """Counts by dataset, then the first examples of every kind of problem."""
+    table = Table("dataset", "", "images", "errors", "warnings", "against itself")
     for report in reports:
         by = Counter(problem.severity for problem in report.problems)
         scores = ", ".join(f"{name} {value:.2f}" for name, value in report.scores.items())
@@ -241,7 +241,7 @@ def check(experiment: Experiment, console: Console | None = None) -> int:
 
 def main(args: list[str] | None = None) -> int:
     options = {
-        "images": (int, 0, "look at so many images of each data set, evenly spaced; 0 = all"),
+        "images": (int, 0, "look at so many images of each dataset, evenly spaced; 0 = all"),
         "workers": (int, 0, "processes; 0 = as in training"),
     }
     return check(Experiment(options, args))

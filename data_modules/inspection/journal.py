@@ -24,7 +24,7 @@ CHECK_VERSION = 2
 
 
 def identity_of(reader: Reader) -> str:
-    """Changes when a progress file of the data set should not be gone on with."""
+    """Changes when a progress file of the dataset should not be gone on with."""
     files = [str(value) for name, value in sorted(vars(reader).items()) if isinstance(value, Path)]
     states = [(s.st_size, s.st_mtime_ns) for s in (os.stat(f) for f in files if os.path.isfile(f))]
     plain = (str, int, float, bool, tuple, type(None))

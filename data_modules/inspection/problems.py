@@ -1,4 +1,4 @@
-"""What a data check asks of single images, and of a data set as a whole."""
+"""What a data check asks of single images, and of a dataset as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_OF_ONE_CLASS = 100
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with a data set.
+    """Something that is wrong with a dataset.
 
     Attributes:
         severity: warnings do not stop a training.

@@ -25,7 +25,7 @@ SIZE_STEPS = tuple(2.0**k for k in range(2, 12))
 
 @dataclass
 class Statistics:
-    """What a data set holds.
+    """What a dataset holds.
 
     Attributes:
         name: role and name, e.g. ``train coco``.

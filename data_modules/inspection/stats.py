@@ -1,4 +1,4 @@
-"""Describes an experiment's data sets on one page: how much of what there is, how large, and what vocabularies share.
+"""Describes an experiment's datasets on one page: how much of what there is, how large, and what vocabularies share.
 
 ``dataseg data-stats --config conf/exp/mini_all.yaml --exp mini_all``
 
@@ -18,7 +18,7 @@ from dataseg.structures import UserError
 
 
 def stats(experiment: Experiment, console: Console | None = None) -> int:
-    """Describe all data sets and write the page; returns the exit status."""
+    """Describe all datasets and write the page; returns the exit status."""
     console = console or Console()
     data = experiment.data
     if data.mini is not None:

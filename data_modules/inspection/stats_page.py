@@ -35,7 +35,7 @@ def page(
     """The whole page.
 
     Args:
-        found: one entry a data set.
+        found: one entry a dataset.
         similar: by names of two vocabularies, the classes they nearly share.
         note: how similarity was measured.
     """
@@ -47,7 +47,7 @@ def page(
 
 def _overview(found: Sequence[Statistics]) -> str:
     columns = ("images", "classes", "segments", "an image", "classes seen", "median size")
-    head = "<th>data set<th>" + "".join(f"<th class=n>{column}" for column in columns)
+    head = "<th>dataset<th>" + "".join(f"<th class=n>{column}" for column in columns)
     rows = []
     for s in found:
         segments = int(s.per_class.sum())

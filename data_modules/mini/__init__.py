@@ -1,4 +1,4 @@
-"""Small data sets in the official layouts, rendered on demand: mini-ADE, mini-COCO, mini-Objects365, mini-Open."""
+"""Small datasets in the official layouts, rendered on demand: mini-ADE, mini-COCO, mini-Objects365, mini-Open."""
 
 from data_modules.mini.settings import Difficulty
 from data_modules.mini.suite import GENERATOR_VERSION, MiniSpec, ensure, generate, is_complete

@@ -1,4 +1,4 @@
-"""The data sets of the mini suite: what they name, how they look, how many pictures they have."""
+"""The datasets of the mini suite: what they name, how they look, how many pictures they have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataseg.structures import UserError, Vocabulary
 
 @dataclass(frozen=True)
 class MiniDataset:
-    """One data set of the suite.
+    """One dataset of the suite.
 
     Attributes:
         vocabulary: stem of its file in ``data_modules/vocabularies``.

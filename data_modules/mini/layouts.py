@@ -1,4 +1,4 @@
-"""Writes scenes in the official layouts of ADE20K, COCO panoptic and Objects365 v2 (facts: docs of those data sets).
+"""Writes scenes in the official layouts of ADE20K, COCO panoptic and Objects365 v2 (facts: docs of those datasets).
 
 Each writer takes the scenes of one split in order and leaves a finished split behind; what a scene shows but the
 vocabulary does not name is "other" in ADE, VOID in COCO, and unlabelled in Objects365. mini-Open has COCO's layout.

@@ -85,7 +85,7 @@ def compose(
 
     Args:
         size: (H, W).
-        kinds: what the data set has names for; other kinds occur as clutter only.
+        kinds: what the dataset has names for; other kinds occur as clutter only.
         crowds: whether groups of small things are marked as crowds.
     """
     names = list(domain.layouts)

@@ -18,8 +18,8 @@ class Difficulty:
         tilt: largest rotation of a thing, degrees.
         background_hue: largest hue change of the stuff in an image, degrees.
         noise: factor on every domain's noise and blur.
-        clutter: chance that a thing of the image is of a kind the data set's vocabulary lacks.
-        crowd: chance that an image holds a crowd (where the data set marks crowds).
+        clutter: chance that a thing of the image is of a kind the dataset's vocabulary lacks.
+        crowd: chance that an image holds a crowd (where the dataset marks crowds).
         min_visible: things with fewer visible pixels lose their label (VOID, other, or no box).
     """
 
@@ -124,7 +124,7 @@ LAYOUTS: dict[str, tuple[Band, ...]] = {
 
 @dataclass(frozen=True)
 class Domain:
-    """How one data set looks.
+    """How one dataset looks.
 
     Attributes:
         layouts: how often each layout occurs.

@@ -1,4 +1,4 @@
-"""Makes the mini suite: small data sets on disk, the same bytes for the same parameters."""
+"""Makes the mini suite: small datasets on disk, the same bytes for the same parameters."""
 
 from __future__ import annotations
 

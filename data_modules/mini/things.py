@@ -1,6 +1,6 @@
 """Things of the mini suite, as data.
 
-A thing keeps its parts, proportions and texture in every data set; palette, hue, tilt and mirroring vary from one
+A thing keeps its parts, proportions and texture in every dataset; palette, hue, tilt and mirroring vary from one
 instance to the next.
 """
 
@@ -299,4 +299,4 @@ SHAPES: dict[str, Shape] = {
         palettes=(((168, 150, 70), (126, 108, 44)),),
     ),
 }
-"""The suite's kinds of thing. "rock" and "crate" belong to no vocabulary: they are clutter in every data set."""
+"""The suite's kinds of thing. "rock" and "crate" belong to no vocabulary: they are clutter in every dataset."""

@@ -1,4 +1,4 @@
-"""Class names, ids, prompts and colours of each data set: data, not code.
+"""Class names, ids, prompts and colours of each dataset: data, not code.
 
 Each ``*.json`` is a `Vocabulary` with its ``provenance`` and ``notes``. Names shown to people are the official ones;
 ``prompts`` go to the text encoder. Where the official wording differs from the prompts, a class also carries

@@ -1,4 +1,4 @@
-"""Co-train one segmentation model on many data sets and many tasks (DaTaSeg, NeurIPS 2023).
+"""Co-train one segmentation model on many datasets and many tasks (DaTaSeg, NeurIPS 2023).
 
 ``model = dataseg.load("model.safetensors")`` loads an exported model; see `dataseg.deployment.predictor`.
 """

@@ -50,11 +50,11 @@ def merge_groups(labels: Tensor, is_thing: Tensor, task: Task) -> tuple[Tensor, 
     merged = one_mask_per_class(is_thing.to(labels.device), task)[labels]
     order = torch.arange(len(labels), device=labels.device)
     first_of_class = order.new_full((len(is_thing),), len(labels)).scatter_reduce(0, labels, order, "amin")
-    leader = torch.where(merged, first_of_class[labels], order)
+    representative = torch.where(merged, first_of_class[labels], order)
     kept = thing if task is Task.INSTANCE else torch.ones_like(thing)
-    is_leader = (leader == order) & kept
-    number = torch.cumsum(is_leader, 0) - 1
-    return torch.where(kept, number[leader], VOID), labels[is_leader]
+    is_representative = (representative == order) & kept
+    number = torch.cumsum(is_representative, 0) - 1
+    return torch.where(kept, number[representative], VOID), labels[is_representative]
 
 
 def merge_target(target: Target, is_thing: Tensor, task: Task) -> Target:

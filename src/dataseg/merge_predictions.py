@@ -25,8 +25,8 @@ def query_groups(class_logits: Tensor, is_thing: Tensor, task: Task) -> Tensor:
         is_thing: bool ``[C]``.
 
     Returns:
-        leader: int64 ``[..., Q]``, for each query the one of its group that is most sure of the class; itself if it is
-            alone or the leader.
+        representative: int64 ``[..., Q]``, for each query the one of its group that is most sure of the class;
+            itself if it is alone or the representative.
     """
     surest, label = class_logits.detach().float().log_softmax(-1).max(-1)
     merges = torch.cat([one_mask_per_class(is_thing, task), is_thing.new_zeros(1)]).to(label.device)[label]
@@ -54,20 +54,23 @@ def merge_before_loss(
         mode: see `merge_proposals`.
 
     Returns:
-        Proposals of each layer; and the leaders, int64 ``[L, B, Q]``, or None where the task merges nothing.
+        Proposals of each layer; and the representatives, int64 ``[L, B, Q]``, or None where the task merges nothing.
     """
     has_map = [isinstance(target, SegmentMap) for target in targets]
     if task is Task.INSTANCE or not any(has_map):
         return list(proposals), None
-    leaders_LBQ = torch.stack([query_groups(p.class_logits, is_thing, task) for p in proposals])
-    own_Q = torch.arange(leaders_LBQ.shape[2], device=leaders_LBQ.device)
-    leaders_LBQ = torch.where(torch.tensor(has_map, device=own_Q.device)[:, None], leaders_LBQ, own_Q)
-    merged = [merge_proposals(p, leader, mode) for p, leader in zip(proposals, leaders_LBQ, strict=True)]
-    return merged, leaders_LBQ
+    representatives_LBQ = torch.stack([query_groups(p.class_logits, is_thing, task) for p in proposals])
+    own_Q = torch.arange(representatives_LBQ.shape[2], device=representatives_LBQ.device)
+    representatives_LBQ = torch.where(torch.tensor(has_map, device=own_Q.device)[:, None], representatives_LBQ, own_Q)
+    merged = [
+        merge_proposals(p, representative, mode)
+        for p, representative in zip(proposals, representatives_LBQ, strict=True)
+    ]
+    return merged, representatives_LBQ
 
 
-def merge_proposals(proposals: Proposals, leader: Tensor, mode: MergeMode = "sum") -> Proposals:
-    """MERGE of the predictions before the loss: each group's mask takes the place of its leader's.
+def merge_proposals(proposals: Proposals, representative: Tensor, mode: MergeMode = "sum") -> Proposals:
+    """MERGE of the predictions before the loss: each group's mask takes the place of its representative's.
 
     "sum" adds mask probabilities and stops at 1; "max" takes the highest. They are not weighted by p(class): weighted,
     as in `merge_predictions`, they are scores that classes compete with, while a mask loss asks for a mask; the class
@@ -79,24 +82,24 @@ def merge_proposals(proposals: Proposals, leader: Tensor, mode: MergeMode = "sum
 
     Args:
         proposals: ``[B, Q]`` of them.
-        leader: int64 ``[B, Q]``, see `query_groups`.
+        representative: int64 ``[B, Q]``, see `query_groups`.
         mode: see there.
 
     Returns:
-        Class logits as they were; mask logits float32 ``[B, Q, h, w]``: a group's for its leader, finite if theirs
-        are; its own for every other query.
+        Class logits as they were; mask logits float32 ``[B, Q, h, w]``: a group's for its representative, finite
+        if theirs are; its own for every other query.
     """
     logits_BQhw = proposals.mask_logits.float()
-    own_Q = torch.arange(leader.shape[1], device=leader.device)
-    member_BQQ = own_Q[:, None] == leader[:, None, :]  # rows: leaders, columns: their groups
+    own_Q = torch.arange(representative.shape[1], device=representative.device)
+    member_BQQ = own_Q[:, None] == representative[:, None, :]  # rows: representatives, columns: their groups
     with torch.autocast(logits_BQhw.device.type, enabled=False):
-        merged_BQhw = _summed(logits_BQhw, member_BQQ) if mode == "sum" else _highest(logits_BQhw, leader)
+        merged_BQhw = _summed(logits_BQhw, member_BQQ) if mode == "sum" else _highest(logits_BQhw, representative)
     joint_BQ = member_BQQ.sum(-1) > 1
     return Proposals(proposals.class_logits, torch.where(joint_BQ[..., None, None], merged_BQhw, logits_BQhw))
 
 
 def _summed(logits_BQhw: Tensor, member_BQQ: Tensor) -> Tensor:
-    """Clamped sum of each leader's group, as a logit; other rows mean nothing."""
+    """Clamped sum of each representative's group, as a logit; other rows mean nothing."""
     logits_BQP = logits_BQhw.flatten(2)
     members_BQQ = member_BQQ.to(logits_BQP.dtype)  # sums are products, whose order is the same every time
     with torch.no_grad():
@@ -109,9 +112,9 @@ def _summed(logits_BQhw: Tensor, member_BQQ: Tensor) -> Tensor:
     return (value_BQP + (path_BQP - path_BQP.detach())).view_as(logits_BQhw)
 
 
-def _highest(logits_BQhw: Tensor, leader_BQ: Tensor) -> Tensor:
-    """Maximum of each leader's group; -inf in other rows."""
+def _highest(logits_BQhw: Tensor, representative_BQ: Tensor) -> Tensor:
+    """Maximum of each representative's group; -inf in other rows."""
     logits_BQP = logits_BQhw.flatten(2)
-    index_BQP = leader_BQ[..., None].expand_as(logits_BQP)
+    index_BQP = representative_BQ[..., None].expand_as(logits_BQP)
     nothing_BQP = torch.full_like(logits_BQP, -torch.inf)
     return nothing_BQP.scatter_reduce(1, index_BQP, logits_BQP, "amax").view_as(logits_BQhw)

@@ -10,7 +10,7 @@ import torch
 from cli_runs import arguments
 
 from callbacks import NonFiniteError, NonFiniteGuard, Throughput, UnreadableSamples, throughput
-from data_modules.datasets import MAX_REPLACEMENTS, TrainView
+from data_modules.datasets import MAX_REPLACEMENTS, TrainDataset
 from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import replay
 from dataseg.cli.co_training import main
@@ -211,11 +211,11 @@ class Transform:
 
 def test_an_unreadable_sample_stops_by_default():
     with pytest.raises(UserError, match=r"made up: cannot read 3\.jpg"):
-        TrainView(Reader(bad=[3]), Transform())[3, 1]
+        TrainDataset(Reader(bad=[3]), Transform())[3, 1]
 
 
 def test_or_is_replaced_by_the_next_readable_one():
-    view = TrainView(Reader(bad=[8, 9, 0]), Transform(), on_error="skip")
+    view = TrainDataset(Reader(bad=[8, 9, 0]), Transform(), on_error="skip")
     assert view[7, 5].counts == {"emptied": 5}
     for _ in range(2):  # the same again
         sample = view[8, 5]
@@ -227,7 +227,7 @@ def test_or_is_replaced_by_the_next_readable_one():
 def test_a_data_set_that_cannot_be_read_at_all_stops():
     assert MAX_REPLACEMENTS >= 10
     with pytest.raises(UserError, match="10 samples in a row cannot be read"):
-        TrainView(Reader(bad=range(10)), Transform(), on_error="skip")[0, 0]
+        TrainDataset(Reader(bad=range(10)), Transform(), on_error="skip")[0, 0]
 
 
 def test_replaced_samples_are_listed_at_the_end(caplog):

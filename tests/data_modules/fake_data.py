@@ -1,4 +1,4 @@
-"""Small data sets written in the exact official layouts: rectangles of colour, cheap and deterministic."""
+"""Small datasets written in the exact official layouts: rectangles of colour, cheap and deterministic."""
 
 import json
 from pathlib import Path

@@ -298,13 +298,13 @@ def test_training_sets_are_never_skipped(tmp_path):
     write_ade(tmp_path, split="validation")
     data = make(tmp_path, **evaluation_sets(train={"coco": CocoPanoptic()}, ratios={"coco": 1}))
     assert set(data.specs) == {"ade", "coco"}
-    with pytest.raises(ValueError, match=r"1 of 2 data sets are missing[\s\S]*- coco: COCO panoptic: looked for"):
+    with pytest.raises(ValueError, match=r"1 of 2 datasets are missing[\s\S]*- coco: COCO panoptic: looked for"):
         data.require_files("fit")
 
 
 def test_one_evaluation_set_must_be_there(tmp_path):
     data = make(tmp_path, **evaluation_sets())
-    with pytest.raises(ValueError, match="3 of 3 data sets are missing"):
+    with pytest.raises(ValueError, match="3 of 3 datasets are missing"):
         data.require_files("validate")
 
 

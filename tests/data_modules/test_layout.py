@@ -87,7 +87,7 @@ def test_all_data_sets_are_located_before_one_is_read(tmp_path):
     data = CoTraining(train=train, ratios={"ade": 1, "coco": 1, "o365": 1}, root=tmp_path)
     for ask in (data.setup, data.require_files):
         start = time.perf_counter()
-        with pytest.raises(ValueError, match=r"(?s)1 of 3 data sets.*coco: COCO panoptic.*panoptic_train2017"):
+        with pytest.raises(ValueError, match=r"(?s)1 of 3 datasets.*coco: COCO panoptic.*panoptic_train2017"):
             ask("fit")
         assert time.perf_counter() - start < 1
     write_coco(tmp_path)

@@ -143,23 +143,23 @@ def naive_leaders(class_logits_QC, is_thing, task):
     """For each query, the one of its class that is most sure, one query at a time."""
     probs = class_logits_QC.softmax(-1).tolist()
     labels = [row.index(max(row)) for row in probs]
-    leaders = []
+    representatives = []
     for query, label in enumerate(labels):
         background = label == len(is_thing)
         merged = not background and (task is Task.SEMANTIC or (task is Task.PANOPTIC and not is_thing[label]))
         group = [q for q, other in enumerate(labels) if other == label] if merged else [query]
-        leaders.append(max(group, key=lambda q: max(probs[q])))
-    return leaders
+        representatives.append(max(group, key=lambda q: max(probs[q])))
+    return representatives
 
 
 @settings(deadline=None)
 @given(queries=st.integers(1, 9), is_thing=THINGS, task=TASKS, seed=st.integers(0, 10**6))
 def test_groups_of_queries_equal_a_loop(queries, is_thing, task, seed):
     logits = 2 * torch.randn(2, 3, queries, CLASSES + 1, generator=torch.Generator().manual_seed(seed))
-    leaders = query_groups(logits, torch.tensor(is_thing), task)
-    assert leaders.dtype == torch.int64
-    assert leaders.shape == (2, 3, queries)
-    for found, image in zip(leaders.flatten(0, 1), logits.flatten(0, 1), strict=True):
+    representatives = query_groups(logits, torch.tensor(is_thing), task)
+    assert representatives.dtype == torch.int64
+    assert representatives.shape == (2, 3, queries)
+    for found, image in zip(representatives.flatten(0, 1), logits.flatten(0, 1), strict=True):
         assert found.tolist() == naive_leaders(image, is_thing, task)
 
 
@@ -169,13 +169,13 @@ def test_merged_masks_equal_a_loop(queries, mode, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(2, queries, CLASSES + 1, generator=generator)
     masks = 3 * torch.randn(2, queries, 3, 2, generator=generator)
-    leaders = query_groups(logits, torch.zeros(CLASSES, dtype=torch.bool), Task.SEMANTIC)
-    merged = merge_proposals(Proposals(logits, masks), leaders, mode)
+    representatives = query_groups(logits, torch.zeros(CLASSES, dtype=torch.bool), Task.SEMANTIC)
+    merged = merge_proposals(Proposals(logits, masks), representatives, mode)
     assert merged.mask_logits.shape == masks.shape
     assert torch.equal(merged.class_logits, logits)
     for b in range(2):
         for q in range(queries):
-            members = [r for r in range(queries) if leaders[b, r] == q]
+            members = [r for r in range(queries) if representatives[b, r] == q]
             if len(members) < 2:
                 assert torch.equal(merged.mask_logits[b, q], masks[b, q])
                 continue
@@ -189,9 +189,9 @@ def test_gradients_of_a_merged_mask(mode):
     """Three queries of one class and one of another; at the second pixel the sum is clamped."""
     classes = torch.tensor([[[5.0, 0, 0], [3.0, 0, 0], [0, 4.0, 0], [1.0, 0, 0]]])
     masks = torch.tensor([[-3.0, 2.0], [-2.0, 1.0], [1.0, 1.0], [-40.0, 0.0]]).view(1, 4, 1, 2).requires_grad_()
-    leaders = query_groups(classes, torch.zeros(2, dtype=torch.bool), Task.SEMANTIC)
-    assert leaders.tolist() == [[0, 0, 2, 0]]
-    merge_proposals(Proposals(classes, masks), leaders, mode).mask_logits[0, [0, 2]].sum().backward()
+    representatives = query_groups(classes, torch.zeros(2, dtype=torch.bool), Task.SEMANTIC)
+    assert representatives.tolist() == [[0, 0, 2, 0]]
+    merge_proposals(Proposals(classes, masks), representatives, mode).mask_logits[0, [0, 2]].sum().backward()
     found, probs = masks.grad[0, :, 0].T, masks.detach()[0, :, 0].sigmoid().T
     assert found[:, 2].tolist() == [1, 1]  # alone
     members = [0, 1, 3]
@@ -206,10 +206,10 @@ def test_merged_masks_are_finite_whatever_the_logits(mode, scale):
     masks = (scale * torch.randn(2, 9, 4, 4)).to(torch.bfloat16).requires_grad_()
     classes = torch.zeros(2, 9, CLASSES + 1)
     classes[..., 0] = 1  # nobody is surest: all are as sure as each other
-    leaders = query_groups(classes, torch.zeros(CLASSES, dtype=torch.bool), Task.SEMANTIC)
-    assert len(leaders.unique()) == 1
+    representatives = query_groups(classes, torch.zeros(CLASSES, dtype=torch.bool), Task.SEMANTIC)
+    assert len(representatives.unique()) == 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        merged = merge_proposals(Proposals(classes, masks), leaders, mode).mask_logits
+        merged = merge_proposals(Proposals(classes, masks), representatives, mode).mask_logits
     assert merged.dtype == torch.float32
     assert merged.isfinite().all()
     merged.sum().backward()
@@ -223,9 +223,9 @@ def test_only_images_with_maps_are_merged_and_only_where_the_task_merges():
     ids, one = torch.zeros(4, 4, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     targets = [SegmentMap(ids, one), Boxes(torch.zeros(1, 4), one)]
     stuff = torch.zeros(CLASSES, dtype=torch.bool)
-    merged, leaders = merge_before_loss(proposals, targets, stuff, Task.PANOPTIC)
-    assert leaders[:, 1].tolist() == [[0, 1, 2]] * 2
-    assert (leaders[:, 0] == leaders[:, 0, :1]).all()
+    merged, representatives = merge_before_loss(proposals, targets, stuff, Task.PANOPTIC)
+    assert representatives[:, 1].tolist() == [[0, 1, 2]] * 2
+    assert (representatives[:, 0] == representatives[:, 0, :1]).all()
     for before, after in zip(proposals, merged, strict=True):
         assert torch.equal(after.mask_logits[1], before.mask_logits[1])
         assert not torch.equal(after.mask_logits[0], before.mask_logits[0])

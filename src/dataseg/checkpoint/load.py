@@ -22,7 +22,7 @@ class TrainingCheckpoint:
 
     Attributes:
         state_dict: of the LightningModule, whole tensors on the CPU.
-        vocabularies: JSON by data set.
+        vocabularies: JSON by dataset.
         step: optimisation steps done.
     """
 

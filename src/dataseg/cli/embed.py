@@ -3,7 +3,7 @@
     dataseg embed --config conf/exp/r50_all.yaml \
         --vocabularies data_modules/vocabularies/*.json [--model.text.templates=clip]
 
-Text encoder, templates and cache are those of the experiment; embedded are the names of its data sets and of the
+Text encoder, templates and cache are those of the experiment; embedded are the names of its datasets and of the
 vocabulary files. What the cache holds already is not made again. An experiment without an encoder is only checked.
 """
 
@@ -109,7 +109,7 @@ class EmbedCLI(CoTrainingCLI):
         parser.add_argument("--threshold", type=float, default=0.95, help="cosine from which names are near")
 
     def before_instantiate_classes(self) -> None:
-        """No file of a data set is needed."""
+        """No file of a dataset is needed."""
 
     def instantiate_classes(self) -> None:
         self.text: TextEmbeddings = instantiate(TextEmbeddings, self.config.model.text.as_dict(), "model.text")

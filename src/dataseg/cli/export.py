@@ -36,7 +36,7 @@ def write_programs(
     Args:
         model: whose network.
         source: for messages.
-        vocabulary: name of the data set whose classes are built in; may be left out if there is one vocabulary.
+        vocabulary: name of the dataset whose classes are built in; may be left out if there is one vocabulary.
         program: ``.pt2`` file for `torch.export.load`; None = none.
         onnx: file; None = none.
 
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocabularies", type=Path, nargs="*", default=[], help="further *.json files to carry along")
     parser.add_argument("--program", type=Path, help="torch.export's file to write as well, *.pt2")
     parser.add_argument("--onnx", type=Path, help="ONNX file to write as well")
-    parser.add_argument("--vocabulary", help="data set whose classes are built into these programs")
+    parser.add_argument("--vocabulary", help="dataset whose classes are built into these programs")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="if that makes a new repository, a private one")
     return parser
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
     model = model_of(options.checkpoint, options.config, options.text_cache, more)
     write_model(out, model)
     size, names = f"{out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
-    print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; data sets: {names}")
+    print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; datasets: {names}")
     if options.program or options.onnx:
         source = str(options.checkpoint)
         print("\n".join(write_programs(model, source, options.vocabulary, options.program, options.onnx)))

@@ -150,7 +150,7 @@ def _load(source: str, names: Vocabulary | None) -> Predictor:
 def _of_data_set(predictor: Predictor, name: str | None) -> Vocabulary:
     known = predictor.vocabularies
     if name is None and len({vocabulary.digest for vocabulary in known.values()}) > 1:
-        raise UserError(f"the model knows several data sets: choose --dataset, one of {sorted(known)}, or --classes")
+        raise UserError(f"the model knows several datasets: choose --dataset, one of {sorted(known)}, or --classes")
     return predictor.vocabulary(name or next(iter(known)))
 
 
@@ -169,8 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", required=True, type=Path, nargs="+", help="files, or folders to search")
     parser.add_argument("--out", required=True, type=Path, help=f"folder for the pictures and {RESULT}")
     classes = parser.add_mutually_exclusive_group()
-    classes.add_argument("--dataset", help="whose classes; may be left out if the model knows one data set")
-    classes.add_argument("--classes", help="in place of a data set's, e.g. cat,dog,sky")
+    classes.add_argument("--dataset", help="whose classes; may be left out if the model knows one dataset")
+    classes.add_argument("--classes", help="in place of a dataset's, e.g. cat,dog,sky")
     parser.add_argument("--stuff", help="those of --classes that are not countable, e.g. sky")
     parser.add_argument(
         "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
@@ -199,7 +199,7 @@ def _run(options: argparse.Namespace) -> list[str]:
     if options.classes is not None:
         named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))
     elif options.stuff is not None:
-        raise UserError("--stuff says which of --classes are not countable; a data set says so itself")
+        raise UserError("--stuff says which of --classes are not countable; a dataset says so itself")
     predictor = _load(options.model, named).to(device)
     vocabulary = named or _of_data_set(predictor, options.dataset)
     predictor.classes(vocabulary)  # names without vectors are found before anything is written

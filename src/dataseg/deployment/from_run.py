@@ -47,7 +47,7 @@ def model_of(
     own = {name: Vocabulary.from_json(record) for name, record in content.vocabularies.items()}
     clash = sorted({v.name for v in vocabularies} & set(own))
     if clash:
-        raise UserError(f"vocabularies {clash} have the names of data sets that {checkpoint} was trained on")
+        raise UserError(f"vocabularies {clash} have the names of datasets that {checkpoint} was trained on")
     every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
     text = _text_vectors(settings, path, text_cache, list(every.values()))
     return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step))

@@ -63,7 +63,7 @@ def model_card(model: ModelFile, repository: str) -> ModelCard:
 
 # {repository.split("/")[-1]}
 
-A mask-classification network with a frozen-text classifier, co-trained on several data sets (DaTaSeg).
+A mask-classification network with a frozen-text classifier, co-trained on several datasets (DaTaSeg).
 
 ```python
 import dataseg
@@ -72,7 +72,7 @@ model = dataseg.load("hf://{repository}")
 segments = model("picture.jpg", vocabulary="{sorted(model.vocabularies)[0]}", task="panoptic")
 ```
 
-| data set | vocabulary | classes | of them things |
+| dataset | vocabulary | classes | of them things |
 |---|---|---|---|
 {classes}
 

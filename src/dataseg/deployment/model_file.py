@@ -1,7 +1,7 @@
 """A model in one file: weights, text vectors, vocabularies and configuration, as safetensors. Nothing in it is run.
 
 Tensors: ``network.<name>`` as in the network's state dict, and ``text.vectors``, ``[N, D]``. The rest is JSON in the
-metadata: ``config`` (the run's resolved configuration), ``vocabularies`` (by data set), ``text`` (the names of the
+metadata: ``config`` (the run's resolved configuration), ``vocabularies`` (by dataset), ``text`` (the names of the
 vectors' rows, and what they were made with) and ``provenance``.
 
 Shape legend: N = names, D = width of the text space.
@@ -36,7 +36,7 @@ class ModelFile:
     Attributes:
         weights: the network's state dict.
         config: of the run, resolved; ``model.network`` is what the network is built from.
-        vocabularies: by data set.
+        vocabularies: by dataset.
         text: vectors of all names of the vocabularies; "encoder" and "templates" in its metadata say whose they are.
         provenance: where the weights come from, for people.
     """

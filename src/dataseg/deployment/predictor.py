@@ -16,7 +16,7 @@ from dataseg.config.instantiate import instantiate
 from dataseg.deployment.model_file import ModelFile, read_model
 from dataseg.deployment.network import build_network
 from dataseg.inference.postprocess import PostProcessor
-from dataseg.inference.resize import EvaluationSize, to_tensor
+from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.inference.test_time_augmentation import segment
 from dataseg.io.images import read_picture
 from dataseg.network import MaskClassificationNetwork
@@ -30,8 +30,8 @@ from dataseg.structures import (
     Sample,
     Segments,
     Task,
+    TestTimeAugmentation,
     UserError,
-    Views,
     Vocabulary,
 )
 from dataseg.text.cache import TextCache, read_cache
@@ -73,7 +73,7 @@ class Predictor:
 
     Args:
         network: in evaluation mode.
-        vocabularies: by data set.
+        vocabularies: by dataset.
         names: vectors of the vocabularies' names.
         size: of what the network is shown.
         views: how the semantic task looks at an image.
@@ -87,8 +87,8 @@ class Predictor:
         network: MaskClassificationNetwork,
         vocabularies: Mapping[str, Vocabulary],
         names: TextCache,
-        size: EvaluationSize = EvaluationSize(),  # noqa: B008 (frozen)
-        views: Views = Views(),  # noqa: B008 (frozen)
+        size: ResizeShortestEdge = ResizeShortestEdge(),  # noqa: B008 (frozen)
+        views: TestTimeAugmentation = TestTimeAugmentation(),  # noqa: B008 (frozen)
         postprocess: PostProcessor = PostProcessor(),  # noqa: B008 (frozen)
         encoder: TextEncoder | None = None,
         templates: Any = "vild",
@@ -117,8 +117,8 @@ class Predictor:
             build_network(model.config, model.weights, source, packages),
             model.vocabularies,
             model.text,
-            EvaluationSize(
-                data.get("eval_size", EvaluationSize.size), data.get("eval_max_size", EvaluationSize.max_size)
+            ResizeShortestEdge(
+                data.get("eval_size", ResizeShortestEdge.size), data.get("eval_max_size", ResizeShortestEdge.max_size)
             ),
             _views(data),
             instantiate(PostProcessor, options, f"{source}: model.postprocess") if options else PostProcessor(),
@@ -148,7 +148,7 @@ class Predictor:
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB (array or tensor), or an image file.
-            vocabulary: name of a data set or vocabulary in the file, a `Vocabulary`, or class names.
+            vocabulary: name of a dataset or vocabulary in the file, a `Vocabulary`, or class names.
             task: semantic, panoptic or instance.
             stuff: if class names are given, which of them (by the first synonym) are stuff; the others are things.
 
@@ -191,7 +191,7 @@ class Predictor:
         if len(found) == 1:
             return next(iter(found.values()))
         known = sorted({*self.vocabularies, *(v.name for v in self.vocabularies.values())})
-        what = "several vocabularies" if found else "no data set or vocabulary"
+        what = "several vocabularies" if found else "no dataset or vocabulary"
         raise UserError(f"the model holds {what} {name!r}: choose one of {known}, or give a list of class names")
 
     def _batch(self, image_HW3: NDArray[np.uint8], task: Task) -> Batch:
@@ -274,9 +274,9 @@ def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> No
         raise UserError(f"this version's prompt templates {templates!r} differ from those the model was trained with")
 
 
-def _views(data: Mapping[str, Any]) -> Views:
-    default = Views()
-    return Views(
+def _views(data: Mapping[str, Any]) -> TestTimeAugmentation:
+    default = TestTimeAugmentation()
+    return TestTimeAugmentation(
         tuple(data.get("eval_scales", default.scales)),
         data.get("eval_flip", default.flip),
         data.get("eval_window", default.window),

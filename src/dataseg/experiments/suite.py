@@ -18,7 +18,7 @@ class Column:
     Attributes:
         metric: key of ``metrics.json``, e.g. ``ade.miou``; percent.
         title: for display.
-        trained_by: data set whose rows are trained for this figure; the others are transfer.
+        trained_by: dataset whose rows are trained for this figure; the others are transfer.
     """
 
     metric: str

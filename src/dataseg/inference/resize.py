@@ -18,7 +18,7 @@ from dataseg.structures import UserError
 
 
 @dataclass(frozen=True)
-class EvaluationSize:
+class ResizeShortestEdge:
     """Size of the evaluation image.
 
     Attributes:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dataseg.inference.postprocess import PostProcessor, semantic_of_views
 from dataseg.inference.view_merging import View
-from dataseg.structures import PADDING_RGB, Batch, DatasetSpec, Proposals, Segments, Task, Views
+from dataseg.structures import PADDING_RGB, Batch, DatasetSpec, Proposals, Segments, Task, TestTimeAugmentation
 from dataseg.structures.geometry import ImageGeometry, padded_size
 
 Network = Callable[[Tensor], Proposals]
@@ -28,7 +28,7 @@ Network = Callable[[Tensor], Proposals]
 def segment(
     network: Network, batch: Batch, spec: DatasetSpec, postprocess: PostProcessor
 ) -> dict[Task, list[Segments]]:
-    """Segments of each image at its original size, by task of the data set.
+    """Segments of each image at its original size, by task of the dataset.
 
     Only the semantic task uses ``spec.views``: segments of panoptic and instance tasks are single proposals, which
     cannot be averaged over views. They share one pass over the batch as it is.
@@ -46,7 +46,7 @@ def segment(
     return results
 
 
-def image_views(network: Network, batch: Batch, index: int, views: Views) -> list[View]:
+def image_views(network: Network, batch: Batch, index: int, views: TestTimeAugmentation) -> list[View]:
     """The views of one image of a batch; the network runs when `View.propose` is called.
 
     Weights make the windows' sum their average over the windows that see a pixel, and over scales and mirror images;
@@ -76,7 +76,7 @@ def spans(length: int, window: int | None, overlap: float) -> list[tuple[int, in
 
 
 def _geometries(
-    frame: tuple[int, int], original: tuple[int, int], views: Views, mirrored: bool
+    frame: tuple[int, int], original: tuple[int, int], views: TestTimeAugmentation, mirrored: bool
 ) -> Iterator[ImageGeometry]:
     """One for each window of a scaled image; windows between the pixels of a far smaller original are left out."""
     rows, columns = (spans(length, views.window, views.overlap) for length in frame)

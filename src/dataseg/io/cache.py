@@ -1,4 +1,4 @@
-"""Where things made once from the data sets are kept: annotation indexes, inflated inner archives."""
+"""Where things made once from the datasets are kept: annotation indexes, inflated inner archives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VARIABLE = "DATASEG_CACHE"
 def cache_folder(kind: str) -> Path:
     """``$DATASEG_CACHE/{kind}``, else ``dataseg/{kind}`` in the user's cache folder; there or not.
 
-    Never a place inside the data sets: those are often read-only and shared.
+    Never a place inside the datasets: those are often read-only and shared.
     """
     own = os.environ.get(VARIABLE)
     if own:

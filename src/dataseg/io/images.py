@@ -19,7 +19,7 @@ from dataseg.io.paths import read_bytes
 from dataseg.structures import UserError
 
 MAX_PIXELS = 120_000_000
-"""Larger images are refused unread: no data set here comes near (Cityscapes: 2 million)."""
+"""Larger images are refused unread: no dataset here comes near (Cityscapes: 2 million)."""
 
 _TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
@@ -80,7 +80,7 @@ def read_image(
         shrink: asked by how much the image may be smaller; a JPEG is then decoded at that fraction of its size.
 
     Raises:
-        UserError: missing, truncated, too large, or of another size; names file and data set.
+        UserError: missing, truncated, too large, or of another size; names file and dataset.
     """
     return decode_image(_content(path, dataset), f"{dataset}: {path}", size, shrink)
 

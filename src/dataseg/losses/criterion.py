@@ -33,7 +33,7 @@ MATCHING_STREAM, LOSS_STREAM = 0, 1
 
 
 class Criterion(nn.Module):
-    """Loss of a batch of one data set (method: Supervision). Sample by sample, masks and boxes may be mixed.
+    """Loss of a batch of one dataset (method: Supervision). Sample by sample, masks and boxes may be mixed.
 
     Points are random, but a pure function of the sample's seed: the batch, its padding and the rank do not matter.
     As in Mask2Former every layer is matched by itself. Departures, equal in expectation: matching points are shared
@@ -70,7 +70,7 @@ class Criterion(nn.Module):
             affinity_weight: of the colour-affinity term of boxes; 0 = off, not computed.
             affinity_threshold: colour similarity from which neighbours should be on one side (BoxInst: 0.3).
             mask_loss: point-wise mask loss of mask-supervised samples.
-            box_supervision: "off": boxes are matched and classified, but teach masks nothing.
+            box_supervision: "off": boxes are matched and classified, but take no mask loss.
         """
         super().__init__()
         if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_ratio <= 1:
@@ -113,7 +113,7 @@ class Criterion(nn.Module):
         batch: Batch,
         targets: Sequence[Target],
         normalizers: Tensor | None = None,
-        leaders: Tensor | None = None,
+        representatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses, summed over layers.
 
@@ -122,10 +122,10 @@ class Criterion(nn.Module):
             batch: gives seeds, sizes and image ids (and images, for affinity); its own targets are not looked at.
             targets: after MERGE, length B, on the proposals' device.
             normalizers: `normalizers` averaged over ranks; None = this rank is the only one.
-            leaders: int64 ``[L, B, Q]``, the query that stands for each, where proposals were merged (then its mask is
-                the group's); None = each for itself. The others are matched only where segments outnumber leaders.
-                Unless they are, they are taught the leader's class, with the weight that they have unmatched: a group
-                counts as one match, and `normalizers` holds.
+            representatives: int64 ``[L, B, Q]``, the query that stands for each, where proposals were merged (then its
+                mask is the group's); None = each for itself. The others are matched only where segments outnumber
+                representatives. Unless they are, they are taught the representative's class, with the weight that they
+                have unmatched: a group counts as one match, and `normalizers` holds.
 
         Returns:
             Float32 scalars "class", "mask", "dice", "projection" (and "affinity" if it is on), the same keys in the
@@ -142,9 +142,9 @@ class Criterion(nn.Module):
             # below 1 only where no rank has a segment, and then every sum is 0
             segments, class_weights = normalizers[0].clamp(min=1e-6), normalizers[1]
             geometries = _geometries(batch, targets)
-            matches = self._match(proposals, batch, targets, labels, geometries, leaders)
+            matches = self._match(proposals, batch, targets, labels, geometries, representatives)
             sums = self._mask_sums(proposals, batch, targets, geometries, matches)
-            losses = {"class": self._class_sum(proposals, labels, matches, leaders) / class_weights}
+            losses = {"class": self._class_sum(proposals, labels, matches, representatives) / class_weights}
             for name in self.weights:
                 if name != "class":
                     losses[name] = sums[name] / segments
@@ -157,7 +157,7 @@ class Criterion(nn.Module):
         targets: Sequence[Target],
         labels: Sequence[Tensor],
         geometries: Sequence[ImageGeometry],
-        leaders: Tensor | None,
+        representatives: Tensor | None,
     ) -> Matches:
         grid = proposals[0].mask_logits.shape[-2:]
         device = proposals[0].mask_logits.device
@@ -171,10 +171,10 @@ class Criterion(nn.Module):
                 points_P2 = uniform_points(seed, MATCHING_STREAM, (self.num_points,), device)
                 values_KP, valid_P = sample_target(target, geometry, points_P2)
                 prepared.append(PointTargets(geometry.to_padded(points_P2), values_KP, valid_P))
-        return self.matcher(proposals, labels, prepared, batch.image_ids, leaders)
+        return self.matcher(proposals, labels, prepared, batch.image_ids, representatives)
 
     def _class_sum(
-        self, proposals: Sequence[Proposals], labels: Sequence[Tensor], matches: Matches, leaders: Tensor | None
+        self, proposals: Sequence[Proposals], labels: Sequence[Tensor], matches: Matches, representatives: Tensor | None
     ) -> Tensor:
         logits_LBQC = torch.stack([p.class_logits for p in proposals]).float()
         background = logits_LBQC.shape[-1] - 1
@@ -187,9 +187,9 @@ class Criterion(nn.Module):
             matched_LM = labels_K[matches.segments[:, pairs]]
             classes_LBQ[:, image].scatter_(1, matches.queries[:, pairs], matched_LM)
             start += count
-        if leaders is not None:
+        if representatives is not None:
             matched_LBQ = classes_LBQ != background
-            classes_LBQ = torch.where(matched_LBQ, classes_LBQ, classes_LBQ.gather(2, leaders))
+            classes_LBQ = torch.where(matched_LBQ, classes_LBQ, classes_LBQ.gather(2, representatives))
             losses = functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), reduction="none")
             return torch.where(matched_LBQ.flatten(), losses, self.no_object_weight * losses).sum()
         return functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), weights_C, reduction="sum")

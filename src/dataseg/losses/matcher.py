@@ -122,7 +122,7 @@ class HungarianMatcher:
         labels: Sequence[Tensor],
         targets: Sequence[PointTargets | BoxTargets | None],
         image_ids: Sequence[str],
-        leaders: Tensor | None = None,
+        representatives: Tensor | None = None,
     ) -> Matches:
         """Match a batch.
 
@@ -131,8 +131,8 @@ class HungarianMatcher:
             labels: int64 ``[K]`` per image.
             targets: per image; None where K is 0.
             image_ids: named in errors.
-            leaders: int64 ``[L, B, Q]``, the query that stands for each; those that do not stand for themselves are
-                matched only where segments outnumber the others. None = each stands for itself.
+            representatives: int64 ``[L, B, Q]``, the query that stands for each; those that do not stand for
+                themselves are matched only where segments outnumber the others. None = each stands for itself.
 
         Raises:
             NonFiniteCostError: a cost is NaN or infinite; names the images.
@@ -141,8 +141,8 @@ class HungarianMatcher:
         costs = [
             None if target is None else self.costs(proposals, i, labels[i], target) for i, target in enumerate(targets)
         ]
-        if leaders is not None:
-            follows_LBQ = leaders != torch.arange(leaders.shape[2], device=device)
+        if representatives is not None:
+            follows_LBQ = representatives != torch.arange(representatives.shape[2], device=device)
             costs = [None if cost is None else _put_last(cost, follows_LBQ[:, i]) for i, cost in enumerate(costs)]
         host = _to_host(costs)
         broken = [image_ids[i] for i, cost in enumerate(host) if not np.isfinite(cost).all()]

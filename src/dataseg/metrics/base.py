@@ -1,4 +1,4 @@
-"""What every metric of the kit shares: one image at a time, each image once, errors that name image and data set.
+"""What every metric of the kit shares: one image at a time, each image once, errors that name image and dataset.
 
 Legend: C = classes, N = pairs of a target and a predicted segment (or void) that share pixels.
 """
@@ -109,7 +109,7 @@ class ImageMetric(Metric):
 
     Args:
         vocabulary: the classes; labels are ``0..C-1``.
-        dataset: name of the data set in messages.
+        dataset: name of the dataset in messages.
     """
 
     full_state_update = False

@@ -123,7 +123,7 @@ class MaskAveragePrecision(ImageMetric):
             image_id: the annotation file's.
 
         Raises:
-            ValueError: names data set and image: wrong size or type, unknown label, no or non-finite score, image
+            ValueError: names dataset and image: wrong size or type, unknown label, no or non-finite score, image
                 given twice.
         """
         key = self._check_new(image_id)

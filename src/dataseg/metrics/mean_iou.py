@@ -80,7 +80,7 @@ class MeanIoU(ImageMetric):
         """Score one image; segments of one class count together on both sides.
 
         Raises:
-            ValueError: names data set and image: wrong size, unknown id or label, non-finite score, image given twice.
+            ValueError: names dataset and image: wrong size, unknown id or label, non-finite score, image given twice.
         """
         key = self._check_new(image_id)
         overlaps = self._overlaps(prediction, target, image_id)

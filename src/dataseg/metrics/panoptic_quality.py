@@ -134,7 +134,7 @@ class PanopticQuality(ImageMetric):
             image_id: the annotation file's.
 
         Raises:
-            ValueError: names data set and image: wrong size, unknown id or label, non-finite score, image given twice.
+            ValueError: names dataset and image: wrong size, unknown id or label, non-finite score, image given twice.
         """
         key = self._check_new(image_id)
         overlaps = self._overlaps(prediction, target, image_id)

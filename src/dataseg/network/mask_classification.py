@@ -1,4 +1,4 @@
-"""The network: one for every data set and task (DaTaSeg; Mask2Former, arXiv 2112.01527, with a text classifier).
+"""The network: one for every dataset and task (DaTaSeg; Mask2Former, arXiv 2112.01527, with a text classifier).
 
 Shape legend: B = batch, Q = queries, D = hidden channels, C = classes, H, W = image rows, columns, h, w = H / 4,
 W / 4 rounded up.
@@ -33,7 +33,7 @@ class Queries:
 
 
 class MaskClassificationNetwork(nn.Module):
-    """Images -> N (mask, class) proposals. It knows no data set and no task; a vocabulary's text embeddings come in.
+    """Images -> N (mask, class) proposals. It knows no dataset and no task; a vocabulary's text embeddings come in.
 
     Args:
         backbone: gives the maps of strides 4 to 32.

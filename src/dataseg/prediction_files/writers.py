@@ -8,7 +8,7 @@ instance   COCO results: ``<name>.json``, run lengths
 semantic   ADE20K: ``<name>/*.png``, official ids, 8 or 16 bits
 =========  ==================================================================================
 
-One writer per data set and task; with several ranks, each adds its images and rank 0 finishes with everyone's
+One writer per dataset and task; with several ranks, each adds its images and rank 0 finishes with everyone's
 ``records``. The readers of this package take the files back.
 """
 

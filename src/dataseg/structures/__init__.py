@@ -12,7 +12,7 @@ Boxes are ``xyxy`` in absolute pixels; column 0 of a pixel spans [0, 1]. Class l
 
 from dataseg.structures.batch import PADDING_RGB, UNREADABLE, Batch, Proposals, Sample
 from dataseg.structures.errors import UserError
-from dataseg.structures.evaluation import DatasetSpec, Task, Views
+from dataseg.structures.evaluation import DatasetSpec, Task, TestTimeAugmentation
 from dataseg.structures.segments import VOID, Boxes, InstanceMasks, SegmentMap, Segments, Target
 from dataseg.structures.vocabulary import ClassEmbeddings, ClassSpec, Vocabulary
 
@@ -32,7 +32,7 @@ __all__ = [
     "Segments",
     "Target",
     "Task",
+    "TestTimeAugmentation",
     "UserError",
-    "Views",
     "Vocabulary",
 ]

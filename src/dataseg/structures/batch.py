@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass
 class Batch(Movable):
-    """Samples of **one** data set.
+    """Samples of **one** dataset.
 
     Attributes:
         dataset: its name in the configuration, e.g. ``coco``; names its losses and metrics.
@@ -109,7 +109,7 @@ class Batch(Movable):
 
 @dataclass
 class Proposals:
-    """What the network says of a batch: N (mask, class) pairs an image, whatever the data set or task.
+    """What the network says of a batch: N (mask, class) pairs an image, whatever the dataset or task.
 
     Attributes:
         class_logits: float ``[B, Q, C + 1]``; the last column is the background ("no object").

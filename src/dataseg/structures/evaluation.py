@@ -19,7 +19,7 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True)
-class Views:
+class TestTimeAugmentation:
     """What the network is shown of each evaluation image in semantic tasks; other tasks always use the plain image.
 
     Class scores are averaged over the windows that see a pixel, then over scales and mirror images (as Mask2Former and
@@ -31,6 +31,8 @@ class Views:
         window: side of square windows that are shown one by one in place of the whole scaled image, pixels.
         overlap: share of a window's side that the next one overlaps at least; in [0, 1).
     """
+
+    __test__ = False  # its name is no test's, whatever pytest thinks
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -58,7 +60,7 @@ class Views:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What the network's surroundings need to know of one data set.
+    """What the network's surroundings need to know of one dataset.
 
     Attributes:
         vocabulary: its classes.
@@ -70,6 +72,6 @@ class DatasetSpec:
 
     vocabulary: Vocabulary
     tasks: tuple[Task, ...] = ()
-    views: Views = Views()
+    views: TestTimeAugmentation = TestTimeAugmentation()
     areas: Literal["stored", "recounted"] = "stored"
     resize: str = ""

@@ -17,7 +17,7 @@ from dataseg.structures.errors import UserError
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """One class of a data set.
+    """One class of a dataset.
 
     Attributes:
         id: the official id, as it stands in the annotation files.
@@ -42,9 +42,9 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes of one data set: a value from which class counts, thing/stuff sets and colours derive.
+    """The classes of one dataset: a value from which class counts, thing/stuff sets and colours derive.
 
-    Vocabularies of different data sets are never merged.
+    Vocabularies of different datasets are never merged.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Vocabulary:
 
 @dataclass
 class ClassEmbeddings:
-    """Text embeddings of one vocabulary's class names: all that is specific to a data set in the network's head.
+    """Text embeddings of one vocabulary's class names: all that is specific to a dataset in the network's head.
 
     Attributes:
         vectors: float ``[S, D]``, L2-normalised, one row per name.

@@ -38,7 +38,7 @@ def report_shared_names(
 ) -> list[NearNames]:
     """Which classes of different vocabularies have the same or nearly the same name, nearest first.
 
-    A report only: nothing is ever joined (the synonyms of one data set are traps in another).
+    A report only: nothing is ever joined (the synonyms of one dataset are traps in another).
 
     Args:
         threshold: smallest cosine that counts as near.

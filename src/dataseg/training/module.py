@@ -42,7 +42,7 @@ from dataseg.structures import (
 )
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.training import optimization, sharding
-from dataseg.training.optimization import Optimization, Places
+from dataseg.training.optimization import Optimization, ParameterSettings
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ class _FrozenVectors(nn.Module):
 
 
 class CoTrainedSegmenter(pl.LightningModule):
-    """One network, co-trained on data sets of different tasks (DaTaSeg).
+    """One network, co-trained on datasets of different tasks (DaTaSeg).
 
     Args:
-        network: shared by all data sets.
+        network: shared by all datasets.
         criterion: losses; supervision follows each target's type.
-        text: turns a vocabulary into the frozen vectors that are the classifier's only data-set-specific part.
+        text: turns a vocabulary into the frozen vectors that are the classifier's only dataset-specific part.
         datasets: what is trained on or evaluated, by name. The command line links it from the data module.
         optimization: optimiser and schedule.
         postprocess: options of the three tasks' post-processing.
@@ -78,7 +78,7 @@ class CoTrainedSegmenter(pl.LightningModule):
             Face folder or a detectron2 ``.pkl`` or ``.pth`` file.
         classifier: "learnt" has a learnt vector per class of each vocabulary in place of the text vectors; a vocabulary
             that is never trained keeps its random start. "linear" keeps the class head of ``weights`` in place of the
-            text classifier: evaluates a published model as published, on the one data set that it knows.
+            text classifier: evaluates a published model as published, on the one dataset that it knows.
         background: one learnt vector for all vocabularies, or one for each ("separate").
         merge: what MERGE is applied to before the loss. Predictions are merged in the mode of the semantic task's
             post-processing (``postprocess.semantic.merge``).
@@ -108,7 +108,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         elif weights is None and classifier == "linear":
             raise UserError("model.classifier=linear keeps the class head of published weights: give model.weights too")
         self.network: MaskClassificationNetwork | FullyShardedDataParallel = network
-        self.places: Places | None = None  # for the optimiser, where the network's shapes are lost
+        self.places: ParameterSettings | None = None  # for the optimiser, where the network's shapes are lost
         self.criterion = criterion
         self.datasets = datasets
         self.optimization = optimization
@@ -191,11 +191,11 @@ class CoTrainedSegmenter(pl.LightningModule):
         """One optimisation step's loss.
 
         Args:
-            batch: by data set; None where the data set does not take part in this step. One is not None, or, with
+            batch: by dataset; None where the dataset does not take part in this step. One is not None, or, with
                 mixed batches, several: each then counts by its share of the images.
 
         Returns:
-            "loss", a scalar, and "terms", the detached terms of the loss by data set that took part.
+            "loss", a scalar, and "terms", the detached terms of the loss by dataset that took part.
         """
         parts = [part for part in batch.values() if part is not None]
         images = sum(len(part) for part in parts)
@@ -207,31 +207,31 @@ class CoTrainedSegmenter(pl.LightningModule):
         return {"loss": loss, "terms": detached}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted terms of one data set's loss, summed over decoder layers; scalars.
+        """Weighted terms of one dataset's loss, summed over decoder layers; scalars.
 
         Proposals that cannot be matched give NaN that hangs on all of them, and ``cost_error`` says why: were it
         raised here, other ranks would wait for this one's gradient.
         """
         proposals = self.network(batch.images, self._classes(batch.dataset))
-        merged, targets, leaders = self._merged(proposals, batch)
+        merged, targets, representatives = self._merged(proposals, batch)
         normalizers = self._mean_over_ranks(self.criterion.normalizers(targets, proposals[-1]))
         try:
-            terms: dict[str, Tensor] = self.criterion(merged, batch, targets, normalizers, leaders)
+            terms: dict[str, Tensor] = self.criterion(merged, batch, targets, normalizers, representatives)
         except NonFiniteCostError as error:
             self.cost_error = error
             terms = {name: _not_a_number(proposals) for name in self.criterion.weights}
         return terms
 
     def _merged(self, proposals: list[Proposals], batch: Batch) -> tuple[list[Proposals], list[Target], Tensor | None]:
-        """Proposals, targets and leaders (see `Criterion`) after MERGE of the one or the other."""
+        """Proposals, targets and representatives (see `Criterion`) after MERGE of the one or the other."""
         is_thing = self.datasets[batch.dataset].vocabulary.is_thing.to(self.device)
         if self.merge == "targets":
             return proposals, [merge_target(target, is_thing, batch.task) for target in batch.targets], None
         targets = [unmerged_target(target, is_thing, batch.task) for target in batch.targets]
-        merged, leaders = merge_before_loss(
+        merged, representatives = merge_before_loss(
             proposals, batch.targets, is_thing, batch.task, self.postprocess.semantic.merge
         )
-        return merged, targets, leaders
+        return merged, targets, representatives
 
     @staticmethod
     def _mean_over_ranks(values: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class CoTrainedSegmenter(pl.LightningModule):
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Segments]]:
-        """Segments of each image at its original size, by task of the batch's data set."""
+        """Segments of each image at its original size, by task of the batch's dataset."""
         classes = self._classes(batch.dataset)
         segments = segment(
             lambda images: cast(Proposals, self.network(images, classes)[-1]),
@@ -326,7 +326,7 @@ def _check_class_counts(
     others = {name: len(spec.vocabulary) for name, spec in datasets.items() if len(spec.vocabulary) != known}
     if others:
         raise UserError(
-            f"the class head of {weights} knows {known} classes, but the data sets have {others}: it serves only the"
+            f"the class head of {weights} knows {known} classes, but the datasets have {others}: it serves only the"
             " one that it was trained on. Take that one alone, as with EXP=r50_coco and"
             " ARGS=\"--data.val='{coco: conf/data/coco_val.yaml}'\""
         )

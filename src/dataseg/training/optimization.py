@@ -54,11 +54,11 @@ def _without_decay(network: nn.Module) -> set[int]:
     return ids | {id(p) for name, p in network.named_parameters() if name.removeprefix("backbone.") in excused}
 
 
-Places = dict[str, tuple[float, float]]
+ParameterSettings = dict[str, tuple[float, float]]
 """Learning-rate factor and weight decay by a parameter's name."""
 
 
-def places(network: nn.Module, options: Optimization) -> Places:
+def places(network: nn.Module, options: Optimization) -> ParameterSettings:
     """Where each parameter of a network belongs.
 
     Parameters under ``network.backbone`` take ``backbone_lr_factor``, times ``backbone.lr_scale(name)`` where the
@@ -66,7 +66,7 @@ def places(network: nn.Module, options: Optimization) -> Places:
     """
     undecayed = _without_decay(network)
     lr_scale: Callable[[str], float] = getattr(getattr(network, "backbone", None), "lr_scale", lambda name: 1.0)
-    found: Places = {}
+    found: ParameterSettings = {}
     for name, parameter in network.named_parameters():
         factor = 1.0
         if name.startswith("backbone."):
@@ -75,7 +75,9 @@ def places(network: nn.Module, options: Optimization) -> Places:
     return found
 
 
-def parameter_groups(network: nn.Module, options: Optimization, known: Places | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, options: Optimization, known: ParameterSettings | None = None
+) -> list[dict[str, Any]]:
     """Groups by learning-rate factor and decay: every trainable parameter stands in exactly one.
 
     Args:
@@ -115,7 +117,7 @@ def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
 
 
 def build(
-    network: nn.Module, total_steps: int, options: Optimization, known: Places | None = None
+    network: nn.Module, total_steps: int, options: Optimization, known: ParameterSettings | None = None
 ) -> tuple[AdamW, LambdaLR]:
     """The optimiser and its schedule, to be stepped once per optimisation step; ``known``: see `parameter_groups`."""
     optimizer = AdamW(parameter_groups(network, options, known))

@@ -31,7 +31,7 @@ def write_replay(
     Args:
         file: of this rank; its folder is made.
         module: with the weights of before the step.
-        batches: of the step, by accumulated batch and data set.
+        batches: of the step, by accumulated batch and dataset.
         seeds: of torch's generator, by accumulated batch.
         facts: what else to tell, plain values; "precision" and "device" are used.
     """

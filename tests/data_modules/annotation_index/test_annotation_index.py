@@ -370,7 +370,7 @@ def test_all_mistakes_are_collected_when_asked(tmp_path):
     reader = Objects365Boxes()
     reader.locate(tmp_path)
     heard = []
-    reader.read(lambda message, usual=False: heard.append(message))
+    reader.read(lambda message, benign=False: heard.append(message))
     assert len(reader) == 2
     assert "image 1: field 'height' is missing" in heard[0]
     assert any("annotation 9" in h and "77" in h for h in heard)

@@ -651,7 +651,7 @@ def test_two_thousand_corrupted_annotation_files(small_root, name, data):
 
 
 def test_real_samples(real_data):
-    """The official files open, and stated areas and boxes agree with the maps where the data set keeps its word."""
+    """The official files open, and stated areas and boxes agree with the maps where the dataset keeps its word."""
     for split, number in (("training", 2), ("validation", 2)):
         assert len(ready(AdeSemantic(split=split), real_data)) == number
     coco = ready(CocoPanoptic(split="val2017"), real_data)

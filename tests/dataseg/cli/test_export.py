@@ -96,7 +96,7 @@ def test_the_file_holds_all(exported, checkpoint):
 
 
 def test_predicts_as_the_evaluation_does(exported, base, checkpoint):
-    """Every evaluation image of every data set, through the trained module and through the loaded file."""
+    """Every evaluation image of every dataset, through the trained module and through the loaded file."""
     run = co_training.main(arguments("validate", base, f"--ckpt_path={checkpoint}", "--exp=again"))
     model = dataseg.load(exported)
     compared = 0
@@ -151,7 +151,7 @@ def test_vocabularies_can_be_carried_along(checkpoint, tmp_path):
     assert export.main([str(checkpoint), "--out", str(out), "--vocabularies", str(file)]) == 0
     assert set(read_model(out).vocabularies) == {"ade", "ade_panoptic", "coco", "o365", "extra"}
     file.write_text(json.dumps(extra | {"name": "coco"}))
-    with pytest.raises(UserError, match=r"\['coco'\] have the names of data sets"):
+    with pytest.raises(UserError, match=r"\['coco'\] have the names of datasets"):
         from_run.model_of(checkpoint, vocabularies=[Vocabulary.load(file)])
 
 

@@ -130,7 +130,7 @@ def test_pictures_are_not_predicted_on(model, photos, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--dataset": None}, "the model knows several data sets: choose --dataset, one of ['home', 'street']"),
+        ({"--dataset": None}, "the model knows several datasets: choose --dataset, one of ['home', 'street']"),
         ({"--dataset": "hom"}, "choose one of ['home', 'pets', 'roads', 'street']"),
         ({"--dataset": None, "--classes": "cat,,dog"}, "one or more non-empty texts"),
         ({"--dataset": None, "--classes": "zebra"}, "no text vectors of ['zebra']"),

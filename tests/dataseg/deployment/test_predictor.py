@@ -183,11 +183,11 @@ def test_as_in_evaluation(path, picture, name, chosen, task):
 
 
 def test_nothing_is_fetched(path, picture, monkeypatch):
-    def refuse(*args, **kwargs):
+    def raise_problem(*args, **kwargs):
         raise AssertionError("a connection was opened")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", raise_problem)
+    monkeypatch.setattr(socket, "getaddrinfo", raise_problem)
     assert len(dataseg.load(path)(picture, "home", "semantic"))
 
 

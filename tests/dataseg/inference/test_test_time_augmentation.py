@@ -28,8 +28,8 @@ from dataseg.structures import (
     Sample,
     SegmentMap,
     Task,
+    TestTimeAugmentation,
     UserError,
-    Views,
     Vocabulary,
 )
 from dataseg.structures.geometry import ImageGeometry
@@ -41,7 +41,7 @@ SEMANTIC = DatasetSpec(VOCABULARY, (Task.SEMANTIC,))
 
 
 def spec(**views) -> DatasetSpec:
-    return DatasetSpec(VOCABULARY, (Task.SEMANTIC,), Views(**views))
+    return DatasetSpec(VOCABULARY, (Task.SEMANTIC,), TestTimeAugmentation(**views))
 
 
 class Network:
@@ -115,7 +115,7 @@ def test_other_tasks_share_one_plain_pass_whatever_the_views():
     batch = batch_of(picture(50, 77))
     tasks = (Task.PANOPTIC, Task.SEMANTIC, Task.INSTANCE)
     network = Network()
-    results = segment(network, batch, DatasetSpec(VOCABULARY, tasks, Views(flip=True)), PostProcessor())
+    results = segment(network, batch, DatasetSpec(VOCABULARY, tasks, TestTimeAugmentation(flip=True)), PostProcessor())
     assert list(results) == list(tasks)
     assert len(network.seen) == 3  # the batch, the image, its mirror image
     alone = PostProcessor()(network(batch.images), batch, VOCABULARY.is_thing, Task.PANOPTIC)
@@ -139,7 +139,7 @@ def test_flip_of_a_mirrored_image_mirrors(views):
 def test_a_mirrored_view_lands_where_it_was_seen():
     network = Network()
     batch = batch_of(picture(64, 96))
-    straight, mirrored = image_views(network, batch, 0, Views(flip=True))
+    straight, mirrored = image_views(network, batch, 0, TestTimeAugmentation(flip=True))
     assert (straight.geometry.mirrored, mirrored.geometry.mirrored) == (False, True)
     both = [OriginalMasks(view.propose()[1], view.geometry)[slice(0, 64)] for view in (straight, mirrored)]
     assert torch.equal(network.seen[1], network.seen[0].flip(-1))
@@ -194,7 +194,9 @@ def sides(low, high):
 )
 def test_weights_of_all_windows_sum_to_one_on_every_pixel(size, original, window, overlap, flip):
     batch = batch_of(picture(*size), originals=[original])
-    views = image_views(Network(), batch, 0, Views(scales=(1.0, 1.5), flip=flip, window=window, overlap=overlap))
+    views = image_views(
+        Network(), batch, 0, TestTimeAugmentation(scales=(1.0, 1.5), flip=flip, window=window, overlap=overlap)
+    )
     total = torch.zeros(original)
     for view in views:
         rows, columns = view.weights
@@ -248,7 +250,9 @@ class Constant:
 
 
 @pytest.mark.parametrize("merge", ["sum", "max"])
-@pytest.mark.parametrize("views", [Views(window=64), Views(window=64, flip=True, scales=(1.0, 0.75, 1.5))])
+@pytest.mark.parametrize(
+    "views", [TestTimeAugmentation(window=64), TestTimeAugmentation(window=64, flip=True, scales=(1.0, 0.75, 1.5))]
+)
 def test_windows_of_a_constant_prediction_are_the_plain_view(views, merge):
     network, batch = Constant(), batch_of(picture(64, 96), originals=[(80, 131)])
     options = SemanticOptions(merge)
@@ -280,7 +284,7 @@ def test_scores_by_hand():
         return Proposals(class_logits[None, None], value.expand(1, 1, images.shape[2] // 4, images.shape[3] // 4))
 
     batch = batch_of(picture(64, 96))
-    views = image_views(network, batch, 0, Views(window=64, flip=True, overlap=0.25))
+    views = image_views(network, batch, 0, TestTimeAugmentation(window=64, flip=True, overlap=0.25))
     scores = torch.cat([scores for _, scores in merged_strips(views, "sum", 2**24)], 1)
     assert shown == [(64, 64)] * 4
     # columns 0-63 and 32-95 straight, then mirrored: columns 32-95 first
@@ -310,7 +314,7 @@ def test_windows_are_run_when_their_rows_are_due_and_forgotten_after():
 
         return View(view.geometry, propose, view.weights)
 
-    views = image_views(Network(), batch, 0, Views(window=32, overlap=0))
+    views = image_views(Network(), batch, 0, TestTimeAugmentation(window=32, overlap=0))
     most = 0
     for _ in merged_strips([open_view(k, view) for k, view in enumerate(views)], "sum", 64 * 7 * 16):
         most = max(most, len(alive))
@@ -327,7 +331,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 classes, calls = 459, []
 names = tuple(ClassSpec(i, str(i), True, (str(i),), (0, 0, 0)) for i in range(classes))
-spec = DatasetSpec(Vocabulary("v", names), (Task.SEMANTIC,), Views(window=512))
+spec = DatasetSpec(Vocabulary("v", names), (Task.SEMANTIC,), TestTimeAugmentation(window=512))
 logits = torch.randn(1, 100, classes + 1) * 3
 def network(images):
     calls.append(images.shape)
@@ -364,7 +368,7 @@ def test_memory_is_bounded_for_twenty_megapixels_and_459_classes():
 )
 def test_impossible_views_are_refused(views, message):
     with pytest.raises(UserError, match=message):
-        Views(**views)
+        TestTimeAugmentation(**views)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Data sets read from zip archives, inner ones included, equal to the same files unpacked."""
+"""Datasets read from zip archives, inner ones included, equal to the same files unpacked."""
 
 import pickle
 import shutil
@@ -157,15 +157,15 @@ def test_inner_archives_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as target:
         target.write(tmp_path / "a.zip", "a.zip")
 
-    def refuse(*args):
+    def raise_problem(*args):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zip_archive, "FileLock", refuse)
+        patch.setattr(zip_archive, "FileLock", raise_problem)
         with pytest.raises(UserError, match=r"a\.zip: cannot be unpacked to .*Permission denied.*data\.cache"):
             read_bytes(tmp_path / "b.zip/a.zip/a/x.txt")
     assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x"
-    monkeypatch.setattr(zip_archive, "FileLock", refuse)
+    monkeypatch.setattr(zip_archive, "FileLock", raise_problem)
     zip_archive._inner.cache_clear()
     assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x", "what is there is used"
 

@@ -35,8 +35,8 @@ def test_one_query_per_class_is_the_ordinary_loss(toys):
             p.class_logits[:, range(8), [0, 1, 2, 3, 4, 5, 5, 5]] += 20
     criterion = Criterion(num_points=64)
     expected = criterion(proposals, batch, targets)
-    merged, leaders = grouped(proposals, targets)
-    found = criterion(merged, batch, targets, leaders=leaders)
+    merged, representatives = grouped(proposals, targets)
+    found = criterion(merged, batch, targets, representatives=representatives)
     torch.testing.assert_close(found, expected)
     leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
     gradients = [torch.autograd.grad(total(losses), leaves) for losses in (found, expected)]
@@ -50,9 +50,9 @@ def test_permuted_queries(toys, mode):
     permuted = [Proposals(p.class_logits[:, order], p.mask_logits[:, order]) for p in proposals]
     criterion, losses = Criterion(num_points=64), []
     for these in (proposals, permuted):
-        merged, leaders = grouped(these, targets, mode)
-        assert (leaders != torch.arange(9)).any()
-        losses.append(criterion(merged, batch, targets, leaders=leaders))
+        merged, representatives = grouped(these, targets, mode)
+        assert (representatives != torch.arange(9)).any()
+        losses.append(criterion(merged, batch, targets, representatives=representatives))
     torch.testing.assert_close(*losses)
 
 
@@ -64,16 +64,16 @@ def two_groups():
 
 
 def test_a_matched_group_is_taught_as_one(toys):
-    """One target, of class 3: the leader that is matched and its followers learn it, the others the background."""
+    """One target, of class 3: the matched representative and its followers learn it, the others the background."""
     batch, proposals = toys.batch([SIZE]), two_groups()
     ids = torch.zeros(SIZE, dtype=torch.int32)
     target = SegmentMap(ids, torch.tensor([3]))
     with torch.no_grad():
         proposals[0].mask_logits[:, :3] += 9  # everywhere, as the target
         proposals[0].mask_logits[:, 3:] -= 9
-    merged, leaders = grouped(proposals, [target])
-    assert leaders.tolist() == [[[1, 1, 1, 4, 4, 5]]]
-    losses = Criterion(num_points=64)(merged, batch, [target], leaders=leaders)
+    merged, representatives = grouped(proposals, [target])
+    assert representatives.tolist() == [[[1, 1, 1, 4, 4, 5]]]
+    losses = Criterion(num_points=64)(merged, batch, [target], representatives=representatives)
     taught, weights = torch.tensor([3, 3, 3, 5, 5, 5]), torch.tensor([0.1, 1, 0.1, 0.1, 0.1, 0.1])
     nll = functional.cross_entropy(proposals[0].class_logits[0], taught, reduction="none")
     torch.testing.assert_close(losses["class"], 2 * (nll * weights).sum() / weights.sum())
@@ -85,12 +85,12 @@ def test_a_matched_group_is_taught_as_one(toys):
 @pytest.mark.parametrize(("segments", "followers"), [(2, 0), (3, 0), (4, 1), (6, 3), (9, 3)])
 def test_followers_are_matched_only_where_segments_outnumber_leaders(toys, segments, followers):
     (proposals,) = two_groups()
-    leaders = torch.tensor([[[1, 1, 1, 4, 4, 5]]])
+    representatives = torch.tensor([[[1, 1, 1, 4, 4, 5]]])
     target, points = toys.map(SIZE, segments, 5, void=False), torch.rand(50, 2)
     prepared = PointTargets(points, *sample_map(target.ids, segments, points))
     with torch.no_grad():
-        proposals.mask_logits[:, [1, 4, 5]] = 1e4  # leaders are as bad as can be
-        matches = HungarianMatcher(2.0, 5.0, 5.0, 5.0)([proposals], [target.labels], [prepared], ["a"], leaders)
+        proposals.mask_logits[:, [1, 4, 5]] = 1e4  # representatives are as bad as can be
+        matches = HungarianMatcher(2.0, 5.0, 5.0, 5.0)([proposals], [target.labels], [prepared], ["a"], representatives)
     matched = set(matches.queries[0].tolist())
     assert len(matched) == min(6, segments)
     assert len(matched & {0, 2, 3}) == followers
@@ -101,8 +101,8 @@ def test_the_graph_is_the_same_without_targets(toys):
     for mode in ("sum", "max"):
         for targets in ([toys.map(SIZE, 0, 5)] * 2, [toys.map(SIZE, 4, 5)] * 2):
             proposals = toys.proposals(batch, 7, 5, layers=3)
-            merged, leaders = grouped(proposals, targets, mode)
-            losses = Criterion(num_points=16)(merged, batch, targets, leaders=leaders)
+            merged, representatives = grouped(proposals, targets, mode)
+            losses = Criterion(num_points=16)(merged, batch, targets, representatives=representatives)
             total(losses).backward()
             grads = [grad for p in proposals for grad in (p.class_logits.grad, p.mask_logits.grad)]
             assert all(grad is not None and grad.isfinite().all() for grad in grads)

@@ -1,4 +1,4 @@
-"""What the module makes of data sets' vocabularies, before any training."""
+"""What the module makes of datasets' vocabularies, before any training."""
 
 import pytest
 import tiny

@@ -90,7 +90,7 @@ class Findings:
     Attributes:
         runs: by name of the row and seed.
         seeds: of each row, as far as any row has been run.
-        ratios: sampling ratios above 0 by data set, by name of the row; a row is left out where they are not known.
+        ratios: sampling ratios above 0 by dataset, by name of the row; a row is left out where they are not known.
     """
 
     suite: Suite
@@ -109,7 +109,7 @@ class Findings:
 
     @cached_property
     def datasets(self) -> list[str]:
-        """Training data sets of all rows, in order of first appearance."""
+        """Training datasets of all rows, in order of first appearance."""
         return list(dict.fromkeys(name for ratios in self.ratios.values() for name in ratios))
 
     @property
@@ -128,7 +128,7 @@ def collect(suite: Suite, runs: Path, conf: Path = Path("conf")) -> Findings:
 
     Args:
         runs: folder of all runs; the suite's lie in ``<runs>/<suite>/<row>/seed<k>``.
-        conf: folder of configuration files, for the data sets of rows that were never run.
+        conf: folder of configuration files, for the datasets of rows that were never run.
 
     Raises:
         UserError: no run at all.

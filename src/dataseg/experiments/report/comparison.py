@@ -62,7 +62,7 @@ class Pair:
 
 
 def pairs_of(findings: Findings, table: Table, lines: list[Line]) -> list[Pair]:
-    """What the report looks at closely: in each column, the row on the most data sets and its baseline.
+    """What the report looks at closely: in each column, the row on the most datasets and its baseline.
 
     Where several rows have the most, as in a comparison of methods, each of them is looked at.
     """

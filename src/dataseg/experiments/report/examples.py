@@ -23,8 +23,8 @@ class Example:
     """One image, as two rows or more see it.
 
     Attributes:
-        group: ``<data set>.<task>``.
-        image_id: of the data set.
+        group: ``<dataset>.<task>``.
+        image_id: of the dataset.
         panels: encoded pictures by label of the row, the baseline first.
     """
 
@@ -37,7 +37,7 @@ def examples_of(pairs: Sequence[Pair], most: int) -> list[Example]:
     """Images that the baseline and the rows it is compared with show, from the first seed of each.
 
     Args:
-        most: pictures of each data set and task, about; two an image for two rows.
+        most: pictures of each dataset and task, about; two an image for two rows.
     """
     merged: dict[tuple[str, str], dict[str, bytes]] = {}
     for pair in pairs:

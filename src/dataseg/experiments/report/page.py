@@ -33,7 +33,7 @@ LIMIT = 5_800_000
 """Bytes of a page: what a repository's pages and mail still take well."""
 
 _IMAGES = {1: 8, 2: 4}
-"""Example pictures of each data set and task, in the first table and in the others."""
+"""Example pictures of each dataset and task, in the first table and in the others."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _chapter(findings: Findings, chapter: _Chapter, uris: Mapping[bytes, str]) -
     lines, pairs = chapter.lines, chapter.pairs
     notes = {
         "figures": LEGEND,
-        "curves": "Median over the seeds; each seed thin behind it. Dashed: the row does not train on that data set.",
+        "curves": "Median over the seeds; each seed thin behind it. Dashed: the row does not train on that dataset.",
         "losses": "Sum of all terms, of every decoder layer; median over the seeds, each seed thin behind it.",
         "sampling": "Share of the images: as configured, and as it came about. Wall time: training and evaluation.",
         "classes": "From the baseline to the row it is compared with; medians over the seeds.",

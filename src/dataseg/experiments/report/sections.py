@@ -105,7 +105,7 @@ def seeds_charts(findings: Findings, lines: Sequence[Line]) -> str:
 
 
 def learning_curves(findings: Findings, lines: Sequence[Line]) -> str:
-    """Each column's figure over the steps; dashed where the row does not train on the column's data set."""
+    """Each column's figure over the steps; dashed where the row does not train on the column's dataset."""
     charts = []
     for c, column in enumerate(findings.suite.columns):
         curves = []
@@ -118,7 +118,7 @@ def learning_curves(findings: Findings, lines: Sequence[Line]) -> str:
 
 
 def loss_curves(findings: Findings, lines: Sequence[Line]) -> str:
-    """Training loss by data set."""
+    """Training loss by dataset."""
     charts = []
     for dataset in findings.datasets:
         curves = []
@@ -160,7 +160,7 @@ def _legend(lines: Sequence[Line]) -> str:
 
 
 def sampling_table(findings: Findings, lines: Sequence[Line]) -> str:
-    """Configured and realised share of each data set, speed and time; medians over the seeds."""
+    """Configured and realised share of each dataset, speed and time; medians over the seeds."""
     names = findings.datasets
     head = "<th>row" + "".join(f"<th class=n>{escape(name)}" for name in names)
     head += "<th class=n>images/s<th class=n>wall time<th class=n>parameters"
@@ -191,7 +191,7 @@ def _shares(line: Line, dataset: str, configured: float) -> str:
 
 
 def _is_mixed(run: Run) -> bool:
-    """Whether every step has images of all data sets."""
+    """Whether every step has images of all datasets."""
     return bool(mapping(mapping(run.config, "data"), "init_args").get("mixed"))
 
 

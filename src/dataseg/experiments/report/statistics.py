@@ -20,8 +20,8 @@ LEGEND = (
     "Figures are percent: median over the seeds, range from the least to the largest, and the difference to the "
     "column's baseline (ref.). A full triangle marks differences larger than the seeds' range: the ranges of the two "
     "rows do not overlap. A hollow one: one seed, which lies outside the range of the baseline's seeds. Bold: best of "
-    "the column. Italic: direct transfer, the row does not train on that data set. Paper: the published figure and its "
-    "difference to the published baseline, on the real data sets. n/a: the runs do not have this figure."
+    "the column. Italic: direct transfer, the row does not train on that dataset. Paper: the published figure and its "
+    "difference to the published baseline, on the real datasets. n/a: the runs do not have this figure."
 )
 
 
@@ -88,7 +88,7 @@ class Cell:
         paper: the paper's figure.
         paper_difference: to the paper's figure of the baseline.
         is_best: largest median of the column, if there are several.
-        is_transfer: the row does not train on the column's data set.
+        is_transfer: the row does not train on the column's dataset.
     """
 
     spread: Spread | None
@@ -106,7 +106,7 @@ class Line:
 
     Attributes:
         label: for display, no other line of the table has it.
-        trained: training data sets; None if not known.
+        trained: training datasets; None if not known.
         steps: optimisation steps; None if not known.
         runs: those that count.
         cells: in the order of the suite's columns.

@@ -34,7 +34,7 @@ class LinearClassifier(Classifier):
         if classes.num_classes != self.num_classes:
             raise UserError(
                 f"the linear classifier knows {self.num_classes} classes, but the vocabulary has"
-                f" {classes.num_classes}: a linear classifier serves only the data set that it was trained on"
+                f" {classes.num_classes}: a linear classifier serves only the dataset that it was trained on"
             )
         logits: Tensor = self.linear(queries)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

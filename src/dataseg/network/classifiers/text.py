@@ -17,7 +17,7 @@ from dataseg.structures import ClassEmbeddings, UserError
 
 
 class Classifier(nn.Module):
-    """Query embeddings and a vocabulary's embeddings in, class logits out; one for all data sets."""
+    """Query embeddings and a vocabulary's embeddings in, class logits out; one for all datasets."""
 
     def forward(self, queries: Tensor, classes: ClassEmbeddings) -> Tensor:
         """``[..., Q, D]`` -> ``[..., Q, C + 1]``, float32; the last column is the background."""
