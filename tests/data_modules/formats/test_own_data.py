@@ -182,7 +182,7 @@ def test_black_masks_are_instances_without_a_mask(mask_root):
     cv2.imwrite(str(mask_root / "mine/masks/a/pot_2.png"), np.zeros((8, 12), np.uint8))
     reader, told = masks(), []
     reader.locate(mask_root)
-    reader.read(lambda message, benign=False: told.append((message, usual)))
+    reader.read(lambda message, benign=False: told.append((message, benign)))
     assert told == [(f"{mask_root / 'mine/masks/a/pot_2.png'}: no pixel is above 0", True)]
     assert [rle is None for rle in reader.load(0)[1].rles] == [False, True, False, False, False, False]
     assert len(ready(masks(tasks=["panoptic"]), mask_root).load(0)[1]) == 4
@@ -209,7 +209,7 @@ def test_folders_of_masks_without_an_image_are_told(mask_root, zipped):
         shutil.rmtree(mask_root / "mine/masks")
     reader, told = masks(), []
     reader.locate(mask_root)
-    reader.read(lambda message, benign=False: told.append((message, usual)))
+    reader.read(lambda message, benign=False: told.append((message, benign)))
     assert len(told) == 1
     assert told[0][0].endswith(": folder b has no image b.jpg")
     assert told[0][1]
