@@ -34,8 +34,17 @@ def _specs(data: LightningDataModule) -> dict[str, DatasetSpec]:
     return data.specs  # type: ignore[attr-defined, no-any-return]
 
 
-_NOT_EVALUATED = {"model.optimization", "model.criterion", "model.weights", "model.network.backbone.pretrained"}
+_FETCHED = "model.network.backbone.pretrained"
+"""Where the backbone's first weights come from: nothing depends on it once others are given."""
+
+_NOT_EVALUATED = {"model.optimization", "model.criterion", "model.weights", _FETCHED}
 """Settings that an evaluation does not depend on."""
+
+
+def _fetch_nothing(section: Namespace) -> None:
+    """Set ``pretrained`` to false wherever it is in a network's configuration: all its weights are given."""
+    for key in [key for key in section.keys() if key.rpartition(".")[2] == "pretrained"]:
+        section[key] = False
 
 
 class CoTrainingCLI(LightningCLI):
@@ -84,6 +93,9 @@ class CoTrainingCLI(LightningCLI):
         elif self.config[self.subcommand].get("ckpt_path"):
             self._compare_method(Path(self.config[self.subcommand].ckpt_path))
         self.build_data().require_files(self.subcommand)
+        config = self.config[self.subcommand]
+        if config.ckpt_path or config.model.weights:
+            _fetch_nothing(config.model.network)
 
     def build_data(self) -> Any:
         """The configuration's data module alone."""
@@ -117,7 +129,7 @@ class CoTrainingCLI(LightningCLI):
         self._step = found.step
         rank_zero_info(f"resuming run {found.run} after step {found.step}")
         then, now = self._configs(found.checkpoint)
-        changes = differences([then, now], ABOUT_THE_RUN - {"seed_everything"}) if then else {}
+        changes = differences([then, now], ABOUT_THE_RUN - {"seed_everything"} | {_FETCHED}) if then else {}
         if changes:
             old = config.runs / config.exp / found.run / "config.yaml"
             kept = old.with_name(f"config.until_step_{found.step}.yaml")

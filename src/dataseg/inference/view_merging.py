@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dataseg.inference.mask_resampling import OriginalMasks, strip_rows
+from dataseg.inference.mask_resampling import MAX_STRIP_ROWS, OriginalMasks, strip_rows
 from dataseg.merge import MergeMode, merge_predictions
 from dataseg.structures.geometry import ImageGeometry
 
@@ -34,19 +35,24 @@ class View:
     weights: tuple[Tensor, Tensor] | None = None
 
 
-def merged_strips(views: Sequence[View], merge: MergeMode, strip_elements: int) -> Iterator[tuple[slice, Tensor]]:
+def merged_strips(
+    views: Sequence[View], merge: MergeMode, resize: Literal["masks", "scores"], strip_elements: int
+) -> Iterator[tuple[slice, Tensor]]:
     """Weighted sum of the views' merged score maps, strip by strip.
 
     Args:
         views: of one image; together they see every pixel, and the first one sees row 0.
         merge: see `merge_predictions`.
+        resize: what is brought to the original size; see `dataseg.inference.postprocess.SemanticOptions`. Merged
+            scores are kept whole at the size of the network's input, ``[C, padded]``.
         strip_elements: bound on the numbers in a strip's intermediates.
 
     Yields:
         Rows, and float32 ``[C, r, W]``.
     """
     height, width = views[0].geometry.output
-    scores = {0: _ViewScores(views[0], merge)}  # of the views that are in use
+    view_scores = {"masks": _ViewScores, "scores": _ResizedScores}[resize]
+    scores = {0: view_scores(views[0], merge)}  # of the views that are in use
     queries, classes = scores[0].probs_QC.shape
     maps = min(len(views), 2)  # a view's own merged map [C, r, W] and, of several, their sum
     step = strip_rows(queries * width, strip_elements * queries // (queries + maps * classes))
@@ -57,7 +63,7 @@ def merged_strips(views: Sequence[View], merge: MergeMode, strip_elements: int) 
             seen = slice(max(strip.start, view.geometry.rows.start), min(strip.stop, view.geometry.rows.stop))
             if seen.start < seen.stop:
                 if k not in scores:
-                    scores[k] = _ViewScores(view, merge)
+                    scores[k] = view_scores(view, merge)
                 total_CrW = scores[k].add_to(total_CrW, seen, strip)
             if view.geometry.rows.stop <= strip.stop:
                 scores.pop(k, None)
@@ -94,3 +100,25 @@ class _ViewScores:
             masks_Qrc *= row_weights_H[rows, None] * column_weights_W[self._view.geometry.columns]
         with torch.autocast(device_type=masks_Qrc.device.type, enabled=False):
             return merge_predictions(self.probs_QC, masks_Qrc, self._merge)
+
+
+class _ResizedScores(_ViewScores):
+    """As `_ViewScores`, merged at the size of the network's input and resized afterwards."""
+
+    def __init__(self, view: View, merge: MergeMode) -> None:
+        super().__init__(view, merge)
+        padded = view.geometry.padded
+        masks = OriginalMasks(self._masks.logits_Qhw, ImageGeometry(padded, padded))
+        parts = []
+        for start in range(0, padded[0], MAX_STRIP_ROWS):
+            probs_QrW = masks[slice(start, min(start + MAX_STRIP_ROWS, padded[0]))].sigmoid()
+            with torch.autocast(device_type=probs_QrW.device.type, enabled=False):
+                parts.append(merge_predictions(self.probs_QC, probs_QrW, merge))
+        self._masks = OriginalMasks(torch.cat(parts, 1), view.geometry)
+
+    def _weighted(self, rows: slice) -> Tensor:
+        scores_Crc = self._masks[rows]
+        if self._view.weights is None:
+            return scores_Crc
+        row_weights_H, column_weights_W = self._view.weights
+        return scores_Crc * (row_weights_H[rows, None] * column_weights_W[self._view.geometry.columns])

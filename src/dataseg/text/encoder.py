@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 from torch import Tensor
 
@@ -115,7 +116,12 @@ class OpenClipText(TextEncoder):
         import open_clip
 
         known = open_clip.get_pretrained_cfg(self.model, self.pretrained)
-        by_name = (open_clip.get_model_config(self.model) or {}).get("quick_gelu", False)
+        by_name = bool((open_clip.get_model_config(self.model) or {}).get("quick_gelu", False))
+        if Path(self.pretrained).is_file() and not by_name:
+            rank_zero_warn(
+                f"{self.pretrained}: a file does not say which activation its weights were trained with, GELU is taken."
+                " OpenAI's were trained with another: set text.encoder.quick_gelu=true for them, or false to confirm"
+            )
         return bool((known or {}).get("quick_gelu", by_name))
 
 

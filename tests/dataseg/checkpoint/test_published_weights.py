@@ -75,11 +75,13 @@ def run(verb: str, base: Path, *more: str) -> co_training.CoTrainingCLI:
 
 @torch.no_grad()
 def test_evaluated_as_published(published, tmp_path, told):
-    linear = (f"--model.weights={published}", "--model.classifier=linear")
+    # the backbone's own first weights are not fetched: they would be overwritten
+    linear = (f"--model.weights={published}", "--model.classifier=linear", f"{BACKBONE}.pretrained=true")
     # text vectors are not even looked for
     done = run("validate", tmp_path, *linear, f"--model.text.init_args.cache={tmp_path / 'absent'}")
     assert "tensors loaded; 1 dropped (a constant of the loss)" in "".join(told)
     assert "class head of" in done.model.text_provenance
+    assert done.config.validate.model.network.init_args.backbone.init_args.pretrained is False
     wanted = published_network(published).eval()
     (loader,) = done.datamodule.val_dataloader()
     classes = ClassEmbeddings(torch.zeros(NUM_CLASSES, 1), torch.arange(NUM_CLASSES))

@@ -75,6 +75,21 @@ def test_semantic_equals_scores_at_once(merge):
     assert len(result.labels) > 1
 
 
+@pytest.mark.parametrize("merge", ["sum", "max"])
+def test_scores_resized_after_merging_equal_the_official_order(merge):
+    """Semantic-only configurations: upsample to the padded input, merge, crop the padding, resize the scores."""
+    from dataseg.inference.postprocess import SemanticOptions
+
+    logits, masks = proposals()
+    result = semantic(logits, masks, CANVAS, SemanticOptions(merge, resize="scores"), strip_elements=9 * 103 * 5)
+    probs = F.interpolate(masks[None], CANVAS.padded, mode="bilinear")[0].sigmoid()
+    each = logits.softmax(-1)[:, :-1, None, None] * probs[:, None]
+    scores = (each.sum(0) if merge == "sum" else each.amax(0))[:, : CANVAS.size[0], : CANVAS.size[1]]
+    expected = F.interpolate(scores[None], CANVAS.output, mode="bilinear")[0].argmax(0)
+    assert torch.equal(result.class_map(), expected)
+    assert not torch.equal(result.class_map(), semantic(logits, masks, CANVAS, SemanticOptions(merge)).class_map())
+
+
 def test_background_is_never_predicted():
     logits, masks = proposals()
     logits[:, -1] = 50.0
@@ -172,21 +187,26 @@ def test_stuff_is_merged_and_things_are_not():
     assert result.labels.tolist() == [1, 0, 0]
 
 
-def test_instance_equals_mask2former():
+@pytest.mark.parametrize("candidates", ["all", "things"])
+def test_instance_equals_mask2former(candidates):
+    """Mask2Former lets all classes compete for the places and drops stuff afterwards."""
     logits, masks = proposals(queries=11, sharpness=1.0)
-    result = instance(logits, masks, CANVAS, IS_THING, InstanceOptions(15), strip_elements=11 * 103 * 2)
+    options = InstanceOptions(15, candidates)
+    result = instance(logits, masks, CANVAS, IS_THING, options, strip_elements=11 * 103 * 2)
     full = resized(masks, CANVAS)
-    probs = logits.softmax(-1)[:, IS_THING.nonzero()[:, 0]]
+    classes = [0, 1, 2, 3] if candidates == "all" else [0, 2]
     expected = []
-    for score, index in zip(*probs.flatten().topk(15), strict=True):
-        query, label = int(index) // 2, (0, 2)[int(index) % 2]
+    for score, index in zip(*logits.softmax(-1)[:, classes].flatten().topk(15), strict=True):
+        query, label = int(index) // len(classes), classes[int(index) % len(classes)]
         mask = full[query] > 0
+        if not IS_THING[label]:
+            continue
         expected.append((float(score * full[query].sigmoid()[mask].mean()), label, mask.numpy()))
     expected.sort(key=lambda e: -e[0])
     assert isinstance(result, InstanceMasks)
-    assert len(result) == 15
+    assert len(result) == len(expected) == (10 if candidates == "all" else 15)
     assert result.size == (71, 103)
-    assert result.scores.shape == result.labels.shape == (15,)
+    assert result.scores.shape == result.labels.shape == (len(expected),)
     for rle, label, score, (their_score, their_label, mask) in zip(
         result.rles, result.labels.tolist(), result.scores.tolist(), expected, strict=True
     ):

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -233,6 +234,14 @@ def test_open_clip_states_its_shape_and_identity(tiny_clip):
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)
     assert torch.equal(vectors[0], vectors[2])
     assert encoder.identity["pretrained"].startswith("sha256 ")
+
+
+def test_the_activation_of_weights_in_a_file_is_asked_for(tiny_clip):
+    with pytest.warns(UserWarning, match=r"set text\.encoder\.quick_gelu=true for them, or false to confirm"):
+        assert OpenClipText("tiny-test-clip", str(tiny_clip)).identity["quick_gelu"] == "false"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert OpenClipText("tiny-test-clip", str(tiny_clip), quick_gelu=True).identity["quick_gelu"] == "true"
 
 
 def test_random_weights_are_the_same_each_time(tiny_clip):
