@@ -21,6 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dataseg.io.atomic import write_text
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -88,7 +90,6 @@ class Report:
         if not write:
             return None
         path = RESULTS / f"{self.name}.json"
-        path.parent.mkdir(exist_ok=True)
         content = {
             **self.ratios,
             "meaning": self.meaning,
@@ -98,9 +99,7 @@ class Report:
             "hardware": hardware(),
             "date": time.strftime("%Y-%m-%d"),
         }
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_text(path, json.dumps(content, indent=2) + "\n")
         console.print(f"written: {path}")
         return path
 

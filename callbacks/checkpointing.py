@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import signal
 import threading
@@ -21,10 +20,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dataseg.checkpoint.files import BEST, FOLDER, LAST, link, put_in_place, remove, step_files, step_path, sync_folder
+from dataseg.checkpoint.files import BEST, FOLDER, LAST, link, step_files, step_path
 from dataseg.checkpoint.io import DurableCheckpointIO
 from dataseg.checkpoint.resume import Preempted
 from dataseg.checkpoint.validate import not_finite
+from dataseg.io.atomic import put_in_place, remove, replacing, sync_folder
 from dataseg.structures import UserError
 
 log = logging.getLogger(__name__)
@@ -259,12 +259,11 @@ class Checkpoints(Checkpoint):
 
     def _publish(self, temporary: Path, path: Path, step: int, best: bool) -> None:
         put_in_place(temporary, path)
+        sync_folder(self._folder)
         if best:
             link(path, self._folder / BEST)
-        pointer = self._folder / f".{LAST}.tmp"
-        remove(pointer)
-        pointer.symlink_to(path.name)
-        os.replace(pointer, self._folder / LAST)
+        with replacing(self._folder / LAST) as pointer:
+            pointer.symlink_to(path.name)
         sync_folder(self._folder)
         older = [file for number, file in step_files(self._folder).items() if number <= step]
         for file in older[: -self.keep_last]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.evaluation import Evaluation
+from dataseg.io.atomic import write_text
 from dataseg.structures import DatasetSpec, Task
 from dataseg.visualization.class_tables import figures_of_class
 
@@ -137,9 +138,6 @@ def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | 
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary name, then rename: a reader never sees half a file. One line for each key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    """One line for each key."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-    temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, f"{{\n{lines}\n}}\n")

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance
 from data_modules.annotation_index.table import Index
+from dataseg.io.atomic import replacing
 from dataseg.io.cache import cache_folder
 from dataseg.io.zip_archive import split
 from dataseg.structures import UserError
@@ -124,14 +124,14 @@ def _open(folder: Path) -> tuple[Index, Counts] | None:
 
 
 def _build(folder: Path, source: Path, size: int, batches: Batches) -> None:
-    workplace = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     start = time.perf_counter()
-    try:
+    with replacing(folder) as temporary:
+        temporary.mkdir()
         counts: Counts = {}
         with (
             _no_collection(),
             _progress(source.name, size) as advance,
-            pa.OSFile(str(workplace / "index.arrow"), "wb") as file,
+            pa.OSFile(str(temporary / "index.arrow"), "wb") as file,
         ):
             writer = None
             for batch in batches(counts, advance, raise_problem):
@@ -140,12 +140,7 @@ def _build(folder: Path, source: Path, size: int, batches: Batches) -> None:
             assert writer is not None, "a reader gives at least one image"
             writer.close()
         about = {"source": str(source), "reader_version": READER_VERSION, "counts": counts}
-        (workplace / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-        workplace.chmod(0o755)  # mkdtemp's folder is closed to other users of a shared cache
-        shutil.rmtree(folder, ignore_errors=True)
-        workplace.rename(folder)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        (temporary / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     log.info("%s: indexed in %.0f s, kept in %s", source, time.perf_counter() - start, folder)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from data_modules.mini import layouts
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
 from data_modules.mini.scenes import Scene, compose
 from data_modules.mini.settings import Difficulty
+from dataseg.io.atomic import replacing
 from dataseg.structures import UserError
 
 GENERATOR_VERSION = 3
@@ -147,9 +146,7 @@ def _write(root: Path, spec: MiniSpec, progress: bool) -> None:
         raise UserError(
             f"{root} exists and is no mini suite (it has no {_MANIFEST}): give another folder, or move it away"
         )
-    workplace = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        suite = workplace / "suite"
+    with replacing(root) as suite:
         splits = _splits(spec)
         with Progress(disable=not progress) as bar:
             task = bar.add_task("mini suite", total=sum(s.count for s in splits))
@@ -157,11 +154,6 @@ def _write(root: Path, spec: MiniSpec, progress: bool) -> None:
                 split.write(suite, split.name, _scenes(number, split, spec, bar, task))
         manifest = spec.manifest | {"files": _count_files(suite) + 1}
         layouts.write_json(suite / _MANIFEST, manifest)
-        if root.exists():
-            root.rename(workplace / "old")
-        suite.rename(root)
-    finally:
-        shutil.rmtree(workplace)
 
 
 def _scenes(

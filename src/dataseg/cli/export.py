@@ -68,7 +68,7 @@ def write_programs(
 def _checked_first(path: Path) -> Iterator[Path]:
     """A place to write to; only if the block ends well does it become ``path``, with what else was written there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
         yield Path(folder, path.name)
         for written in sorted(Path(folder).iterdir()):  # ONNX puts large weights into a file beside its own
             written.replace(path.with_name(written.name))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -16,6 +15,7 @@ from dataseg.experiments.report.collect import collect
 from dataseg.experiments.report.markdown import markdown
 from dataseg.experiments.report.page import page
 from dataseg.experiments.suite import load
+from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
 
 
@@ -37,16 +37,9 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
     findings = collect(suite, runs, conf=suite_file.parent.parent)
     out = out or runs / suite.name / "report"
     files = out.with_name(f"{out.name}.html"), out.with_name(f"{out.name}.md")
-    _write(files[0], page(findings, date.today()))
-    _write(files[1], markdown(findings, files[0].name))
+    write_text(files[0], page(findings, date.today()))
+    write_text(files[1], markdown(findings, files[0].name))
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from dataseg.checkpoint.load import read_checkpoint
 from dataseg.config.instantiate import instantiate, packages_of
 from dataseg.deployment.model_file import ModelFile
 from dataseg.deployment.network import build_network, network_weights
+from dataseg.io.json_files import read_json
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache
 from dataseg.text.embeddings import TextEmbeddings
@@ -96,7 +96,7 @@ def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
     metrics = config.with_name("metrics.json")
     figures: dict[str, float] = {}
     if metrics.is_file():
-        history = json.loads(metrics.read_text(encoding="utf-8")).get("history", [])
+        history = read_json(metrics).get("history", [])
         of_step: dict[str, Any] = next((entry for entry in history if entry.get("step") == step), {})
         figures = {k: v for k, v in of_step.items() if k != "step" and v is not None}
     versions = {name: version(name) for name in ("dataseg", "torch", "timm")}

@@ -10,16 +10,14 @@ Shape legend: N = names, D = width of the text space.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dataseg.io.atomic import write_tensors
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import TextCache
 
@@ -66,16 +64,7 @@ def write_model(path: Path, model: ModelFile) -> None:
         "provenance": model.provenance,
     }
     metadata = {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in records.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, metadata=metadata | {"format": FORMAT})
-        os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else could read
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_tensors(path, tensors, metadata | {"format": FORMAT})
 
 
 def read_model(path: Path) -> ModelFile:

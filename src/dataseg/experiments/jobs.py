@@ -15,6 +15,7 @@ import yaml
 from dataseg.checkpoint.files import FOLDER, step_files
 from dataseg.config.extends import lineage
 from dataseg.experiments.suite import Row, Suite
+from dataseg.io.json_files import write_json
 from dataseg.structures import UserError
 
 COMMAND, OUTPUT, METRICS = "command.json", "output.txt", "metrics.json"
@@ -84,10 +85,7 @@ class Job:
         elif not step_files(self.folder / FOLDER):  # nothing to go on from: curves of its first steps would come twice
             for file in self.folder.glob("events.out.tfevents.*"):
                 file.unlink()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{COMMAND}.tmp"
-        temporary.write_text(json.dumps(list(self.arguments), indent=1), encoding="utf-8")
-        temporary.replace(self.folder / COMMAND)
+        write_json(self.folder / COMMAND, list(self.arguments), indent=1)
         return moved
 
     def figures(self, suite: Suite) -> str:

@@ -1,4 +1,4 @@
-"""Where things made once from the datasets are kept: annotation indexes, inflated inner archives."""
+"""Where things made once are kept: annotation indexes, unpacked inner archives, text vectors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 VARIABLE = "DATASEG_CACHE"
 
 
-def cache_folder(kind: str) -> Path:
-    """``$DATASEG_CACHE/{kind}``, else ``dataseg/{kind}`` in the user's cache folder; there or not.
+def cache_folder(kind: str = "") -> Path:
+    """``$DATASEG_CACHE/{kind}``, else ``dataseg/{kind}`` in the user's cache folder; it may not exist yet.
 
     Never a place inside the datasets: those are often read-only and shared.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataseg.io.atomic import replacing
 from dataseg.io.paths import read_bytes
 from dataseg.structures import UserError
 
@@ -281,8 +281,6 @@ def open_pixels(path: Path) -> NDArray[Any]:
 
 
 def write_png(path: Path, pixels: NDArray[Any]) -> None:
-    """Uint8 ``[H, W]`` or ``[H, W, 3]``, or uint16 ``[H, W]``; under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
-    part.replace(path)
+    """Uint8 ``[H, W]`` or ``[H, W, 3]``, or uint16 ``[H, W]``; appears whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)

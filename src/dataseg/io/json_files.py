@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
 
 
@@ -36,8 +36,5 @@ def field_of(record: dict[str, Any], key: str, where: str) -> Any:
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Under a temporary name first, so that a broken run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(json.dumps(content, indent=indent), encoding="utf-8")
-    part.replace(path)
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent))

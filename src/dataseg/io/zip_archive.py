@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock
 
+from dataseg.io.atomic import replacing
 from dataseg.io.cache import cache_folder
 from dataseg.structures import UserError
 
@@ -175,10 +176,8 @@ class Archive:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                part = file.with_suffix(".part")
-                with self.stream(name) as source, part.open("wb") as target:
+                with replacing(file) as temporary, self.stream(name) as source, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-                part.replace(file)
 
 
 @lru_cache(maxsize=512)

@@ -6,16 +6,14 @@ Shape legend: N = names, D = width of the text space.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dataseg.io.atomic import write_tensors
 from dataseg.structures import UserError
 
 _FORMAT = "dataseg text embeddings 1"
@@ -49,16 +47,8 @@ def write_cache(path: Path, vectors: Tensor, names: Sequence[str], metadata: Map
     """
     if len(vectors) != len(names) or len(set(names)) != len(names):
         raise ValueError(f"{path}: {len(vectors)} vectors for {len(names)} names, {len(set(names))} of them different")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        content = dict(metadata) | {"format": _FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
-        save_file({"vectors": vectors.contiguous().float()}, temporary, metadata=content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that other users of a shared cache could not read
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    content = dict(metadata) | {"format": _FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
+    write_tensors(path, {"vectors": vectors.float()}, content)
 
 
 def read_cache(path: Path) -> TextCache:

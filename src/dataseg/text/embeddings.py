@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from filelock import FileLock
 from torch import Tensor
 
+from dataseg.io.cache import cache_folder
 from dataseg.structures import ClassEmbeddings, UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache, write_cache
 from dataseg.text.encoder import TextEncoder, shorten
@@ -155,5 +155,4 @@ class TextEmbeddings:
 
 def _default_cache(expected: Mapping[str, str]) -> Path:
     digest = hashlib.sha256(json.dumps(dict(expected), sort_keys=True).encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "dataseg" / f"text-{digest}.safetensors"
+    return cache_folder() / f"text-{digest}.safetensors"

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from dataseg.io.atomic import replacing
 from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Task
 from dataseg.training.sharding import whole_weights
 
@@ -36,7 +37,6 @@ def write_replay(
         facts: what else to tell, plain values; "precision" and "device" are used.
     """
     weights = whole_weights(module, module.device)
-    file.parent.mkdir(parents=True, exist_ok=True)
     if weights:
         _save(weights, weights_file(file))
     content = {"batches": [[_to_plain(b) for b in step] for step in batches], "seeds": list(seeds), "facts": facts}
@@ -49,9 +49,8 @@ def weights_file(file: Path) -> Path:
 
 
 def _save(content: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{id(content)}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _to_plain(record: Any) -> Any:
