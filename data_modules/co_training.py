@@ -15,7 +15,15 @@ from torch.utils.data import DataLoader
 
 from data_modules.datasets import OnError, TrainDataset
 from data_modules.formats.reader import Reader
-from data_modules.layout import Missing, NamedError, explain_missing, find_missing, split_missing, tell_skipped
+from data_modules.layout import (
+    Missing,
+    MissingDataError,
+    NamedError,
+    explain_missing,
+    find_missing,
+    split_missing,
+    tell_skipped,
+)
 from data_modules.loaders import Stream, evaluation_loader, names_of
 from data_modules.mini import MiniSpec, ensure
 from data_modules.sampling import Schedule, blocks, share_out, tempered
@@ -116,7 +124,16 @@ class CoTraining(LightningDataModule):
         self.eval_transform = EvaluationTransform(eval_size, eval_max_size)
         self._ready: set[int] = set()
         self._streams: dict[str, Stream] = {}
+        self._read_classes()
         self._check()
+
+    def _read_classes(self) -> None:
+        """Of the datasets whose files state them; the network is built for them."""
+        for name, reader in [*self.train_readers.items(), *self._val.items()]:
+            try:
+                reader.read_classes(self.root)
+            except MissingDataError as error:
+                raise UserError(explain_missing([(name, error)], 1, self.root)) from error
 
     def _check(self) -> None:
         semantic = any(Task.SEMANTIC in reader.tasks for reader in self._val.values())

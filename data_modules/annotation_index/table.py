@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -193,6 +193,11 @@ class Index:
             raise IndexError(f"image {index} of {len(self)}")
         part = bisect_right(self._starts, index) - 1
         return self._parts[part], index - self._starts[part]
+
+    def where(self, kept: NDArray[np.bool_]) -> Index:
+        """The index of some of the images, ``[N]``, in memory."""
+        batches = zip(self._batches, pairwise(self._starts), strict=True)
+        return Index([batch.filter(pa.array(kept[start:end])) for batch, (start, end) in batches])
 
     def image(self, index: int) -> ImageRow:
         part, row = self._find(index)

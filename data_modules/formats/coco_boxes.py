@@ -12,10 +12,12 @@ from data_modules import vocabularies
 from data_modules.annotation_index.build import build_index
 from data_modules.annotation_index.coco_json import detection_batches
 from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.table import Index
+from data_modules.formats.coco_style import CocoStyle
+from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image
-from dataseg.io.paths import inside
 from dataseg.structures import Boxes, Target, Task
 
 
@@ -38,22 +40,28 @@ class BoxReader(IndexedReader):
     def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         row = self.index.image(index)
         image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
-        return image, Boxes(
-            xyxy=torch.from_numpy(self.index.column(index, "xyxy").copy()),
-            labels=torch.from_numpy(self.index.column(index, "label").astype(np.int64)),
-        )
+        return image, boxes_of(self.index, index)
 
 
-class CocoBoxes(BoxReader):
+def boxes_of(index: Index, image: int) -> Boxes:
+    """The boxes of one image."""
+    return Boxes(
+        xyxy=torch.from_numpy(index.column(image, "xyxy").copy()),
+        labels=torch.from_numpy(index.column(image, "label").astype(np.int64)),
+    )
+
+
+class CocoBoxes(CocoStyle, BoxReader):
     """Boxes of any COCO-style detection JSON.
 
     Args:
         root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``.
         images: image folder below ``root``.
-        vocabulary: name or file of the classes, or the classes themselves.
+        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
         tasks: training uses the first. Default: instance.
         names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other file to evaluate on.
     """
 
     title = "COCO-style boxes"
@@ -64,17 +72,15 @@ class CocoBoxes(BoxReader):
         root: str = "coco",
         annotations: str = "annotations/instances_train2017.json",
         images: str = "train2017",
-        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.root, self.annotations, self.images = root, annotations, images
+        self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 
     def locate(self, root: Path) -> None:
         wanted = [(self.annotations,)], folder(self.images)
         _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
-
-    def image_path(self, file_name: str) -> Path:
-        return inside(self._images, file_name)

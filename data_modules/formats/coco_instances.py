@@ -12,10 +12,12 @@ from data_modules import vocabularies
 from data_modules.annotation_index.build import build_index
 from data_modules.annotation_index.coco_json import detection_batches
 from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.table import Index
+from data_modules.formats.coco_style import CocoStyle
+from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image
-from dataseg.io.paths import inside
 from dataseg.io.rle import to_rle
 from dataseg.structures import InstanceMasks, Target, Task
 
@@ -39,27 +41,33 @@ class InstanceReader(IndexedReader):
     def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
         row = self.index.image(index)
         image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
-        size = [row.size[0], row.size[1]]
-        return image, InstanceMasks(
-            rles=[{"size": size, "counts": rle} if rle else None for rle in self.index.packed(index, "rle")],
-            labels=torch.from_numpy(self.index.column(index, "label").astype(np.int64)),
-            size=row.size,
-            is_crowd=torch.from_numpy(self.index.column(index, "is_crowd").copy()),
-            areas=torch.from_numpy(self.index.column(index, "area").astype(np.float32)),
-            boxes=torch.from_numpy(self.index.column(index, "xyxy").copy()),
-        )
+        return image, masks_of(self.index, index)
 
 
-class CocoInstances(InstanceReader):
+def masks_of(index: Index, image: int) -> InstanceMasks:
+    """The instances of one image."""
+    size = index.image(image).size
+    return InstanceMasks(
+        rles=[{"size": list(size), "counts": rle} if rle else None for rle in index.packed(image, "rle")],
+        labels=torch.from_numpy(index.column(image, "label").astype(np.int64)),
+        size=size,
+        is_crowd=torch.from_numpy(index.column(image, "is_crowd").copy()),
+        areas=torch.from_numpy(index.column(image, "area").astype(np.float32)),
+        boxes=torch.from_numpy(index.column(image, "xyxy").copy()),
+    )
+
+
+class CocoInstances(CocoStyle, InstanceReader):
     """Instance masks of COCO or any dataset in its layout.
 
     Args:
         root: the dataset's folder, below the data root.
         annotations: JSON file below ``root``.
         images: image folder below ``root``.
-        vocabulary: name or file of the classes, or the classes themselves.
+        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other file to evaluate on.
     """
 
     title = "COCO-style instances"
@@ -70,17 +78,15 @@ class CocoInstances(InstanceReader):
         root: str = "coco",
         annotations: str = "annotations/instances_val2017.json",
         images: str = "val2017",
-        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.root, self.annotations, self.images = root, annotations, images
+        self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 
     def locate(self, root: Path) -> None:
         wanted = [(self.annotations,)], folder(self.images)
         _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
-
-    def image_path(self, file_name: str) -> Path:
-        return inside(self._images, file_name)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from data_modules import vocabularies
+from data_modules.formats.coco_style import CocoStyle
+from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.panoptic_reader import PanopticReader
 from data_modules.formats.reader import TaskName
 from data_modules.layout import folder, locate, with_folders
@@ -16,7 +18,7 @@ from dataseg.structures import VOID, SegmentMap, Target, Task
 _ARCHIVE = "panoptic_annotations_trainval2017.zip"
 
 
-class CocoPanoptic(PanopticReader):
+class CocoPanoptic(CocoStyle, PanopticReader):
     """COCO panoptic, and any dataset written in its layout.
 
     Args:
@@ -25,9 +27,10 @@ class CocoPanoptic(PanopticReader):
         annotations: JSON file below ``root``, in place of ``annotations/panoptic_{split}.json``. Its PNGs lie in the
             folder of the same name without ``.json``, or in a zip archive of that name.
         images: image folder below ``root``, in place of ``{split}``.
-        vocabulary: name or file of the classes, or the classes themselves.
+        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
         tasks: evaluated tasks; training uses the first. Default: panoptic.
         names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other file to evaluate on.
     """
 
     title = "COCO panoptic"
@@ -42,12 +45,14 @@ class CocoPanoptic(PanopticReader):
         split: str = "train2017",
         annotations: str | None = None,
         images: str | None = None,
-        vocabulary: vocabularies.Classes = "coco_panoptic_133",
+        vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
+        self.hold_out = hold_out
 
     def locate(self, root: Path) -> None:
         name = f"annotations/panoptic_{self.split}.json"

@@ -46,7 +46,7 @@ class PanopticReader(IndexedReader):
 
     def __init__(
         self,
-        vocabulary: vocabularies.Classes,
+        vocabulary: vocabularies.Classes | None,
         tasks: list[TaskName] | None,
         names: vocabularies.Names,
         areas: Literal["stored", "recounted"] = "stored",

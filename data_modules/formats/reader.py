@@ -37,13 +37,35 @@ class Reader(ABC):
     areas: Literal["stored", "recounted"] = "stored"
 
     def __init__(
-        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+        self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
     ) -> None:
-        self.vocabulary: Vocabulary = vocabularies.resolve(vocabulary, names)
+        self._vocabulary = None if vocabulary is None else vocabularies.resolve(vocabulary, names)
         self.tasks: tuple[Task, ...] = tuple(Task(task) for task in tasks) if tasks else self.default_tasks
         self.counts: dict[str, int] = {}
         if self.gives == "boxes" and Task.SEMANTIC in self.tasks:
             raise UserError(f"{self.title}: boxes cannot serve a semantic task, use instance or panoptic")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes, as configured or as the files state them."""
+        if self._vocabulary is None:
+            raise RuntimeError(f"{self.title}: call read_classes() first")
+        return self._vocabulary
+
+    def read_classes(self, root: Path) -> None:
+        """Take the classes from the files below ``root``, where the configuration leaves them out.
+
+        Raises:
+            MissingDataError: as `locate`.
+            UserError: the files state none.
+        """
+        if self._vocabulary is None:
+            self.locate(root)
+            self._vocabulary = vocabularies.resolve(self.stated_classes())
+
+    def stated_classes(self) -> list[vocabularies.OwnClass]:
+        """The classes that the located files state."""
+        raise UserError(f"{self.title}: its files name no classes: give vocabulary")
 
     @abstractmethod
     def locate(self, root: Path) -> None:
@@ -65,7 +87,8 @@ class Reader(ABC):
         """
 
     def setup(self, root: Path) -> None:
-        """`locate`, then `read`."""
+        """`read_classes`, `locate`, then `read`."""
+        self.read_classes(root)
         self.locate(root)
         self.read()
 
@@ -96,7 +119,7 @@ class IndexedReader(Reader):
     """A reader whose images and segments stand in an annotation file."""
 
     def __init__(
-        self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
+        self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self._annotations = Path()  # until `locate` finds it

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.formats.reader import Reader
@@ -16,6 +17,8 @@ from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, Us
 Severity = Literal["error", "warning"]
 MAX_OF_ONE_CLASS = 100
 """Predictions of one class in one image that mask AP looks at."""
+MAX_BOX_ERROR = 3.0
+"""Pixels that a stated box may differ from its mask's: tools round, and draw outlines through or around pixels."""
 
 
 class Problem(NamedTuple):
@@ -66,6 +69,22 @@ def _problems(target: Target, reader: Reader, name: str) -> Iterable[Problem]:
         most = int(torch.bincount(target.labels).max())
         if most > MAX_OF_ONE_CLASS:
             yield Problem("warning", "over 100 of a class", f"{name} has {most}; mask AP looks at {MAX_OF_ONE_CLASS}")
+        yield from _box_problems(target, reader, name)
+
+
+def _box_problems(target: InstanceMasks, reader: Reader, name: str) -> Iterable[Problem]:
+    """Stated boxes that are not around their masks."""
+    for k, rle in enumerate(target.rles):
+        if rle is None or target.boxes is None:
+            continue
+        left, top, width, height = coco_mask.toBbox(rle).tolist()
+        around = torch.tensor([left, top, left + width, top + height])
+        if float((target.boxes[k] - around).abs().max()) > MAX_BOX_ERROR:
+            stated, found = target.boxes[k].round().tolist(), around.tolist()
+            message = (
+                f"{name}: object {k} ({reader.vocabulary.names[target.labels[k]]}) states {stated}, its mask {found}"
+            )
+            yield Problem("warning", "stated box is not the mask's", f"{message} (left, top, right, bottom)")
 
 
 def _map_problems(target: SegmentMap, reader: Reader, name: str) -> Iterable[Problem]:

@@ -67,6 +67,11 @@ def resolve(classes: str | Sequence[OwnClass], names: Names = "corrected") -> Vo
     return replace(vocabulary, name=f"own-{vocabulary.digest}")
 
 
+def is_shipped(vocabulary: Vocabulary) -> bool:
+    """Whether it is one of an official dataset or of the mini suite."""
+    return (FOLDER / f"{vocabulary.name}.json").is_file()
+
+
 def _color(position: int) -> tuple[int, int, int]:
     """Hues by the golden angle, so that neighbours differ."""
     red, green, blue = colorsys.hsv_to_rgb(position * 0.618034 % 1, 0.55 + 0.4 * (position % 3) / 2, 0.9)

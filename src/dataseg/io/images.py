@@ -103,6 +103,15 @@ def decode_image(
     return _decode(content, what, flags)
 
 
+def image_size(path: Path, dataset: str) -> tuple[int, int]:
+    """(H, W) of an image file, of which only PNGs' and JPEGs' first bytes are looked at.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    return _checked(_content(path, dataset), f"{dataset}: {path}").size
+
+
 def read_labels(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
     """A one-channel label file (PNG or TIFF, 8 or 16 bits), unsigned ``[H, W]``.
 
