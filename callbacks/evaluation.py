@@ -10,35 +10,22 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.metrics import ImageMetric
+from dataseg.metrics.by_task import metric_for, primary_score
 from dataseg.metrics.mean_iou import Convention
 from dataseg.metrics.panoptic_quality import AreaMode
 from dataseg.structures import Batch, DatasetSpec, Segments, Task, UserError
 from dataseg.training.module import CoTrainedSegmenter
 
-Metric = MeanIoU | PanopticQuality | MaskAveragePrecision
-
-PRIMARY = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
-"""The figure of each task that stands for a dataset in `score` and in the final table; see `primary_figure`."""
-
-FIGURES = {Task.SEMANTIC: "miou|.+_accuracy|fwiou|coverage", Task.PANOPTIC: "pq|sq|rq", Task.INSTANCE: "mask_"}
-"""Regular expression that the names of a task's figures begin with, and those of no other task."""
-
 TAG = "metrics/"
-"""Stands before a figure's name in loggers, so that TensorBoard groups them."""
-
-
-def primary_figure(task: Task, metric: Metric) -> str:
-    """`PRIMARY`, with the areas that PQ is of where they are not those that the file states."""
-    suffix = f"_{metric.modes[0]}" if isinstance(metric, PanopticQuality) and metric.areas != "stored" else ""
-    return PRIMARY[task] + suffix
+"""Stands before a score's name in loggers, so that TensorBoard groups them."""
 
 
 class Evaluation(pl.Callback):
-    """mIoU, PQ and mask AP of each validation dataset in percent, as ``<dataset>.<metric>``.
+    """mIoU, PQ and mask AP of each validation dataset in percent, as ``<dataset>.<score>``.
 
-    ``score``, the mean of the datasets' primary figures, is among them: checkpoints are compared by it. Callbacks find
-    all in ``trainer.callback_metrics``, loggers get those that are defined as ``metrics/<dataset>.<metric>``.
+    ``score``, the mean of the datasets' primary scores, is among them: checkpoints are compared by it. Callbacks find
+    all in ``trainer.callback_metrics``, loggers get those that are defined as ``metrics/<dataset>.<score>``.
 
     Args:
         iou_convention: which classes mIoU is averaged over; see `dataseg.metrics.MeanIoU`.
@@ -47,7 +34,7 @@ class Evaluation(pl.Callback):
         allow_one_class: score semantic ground truth of a single class, which otherwise is taken for a mistake.
 
     Attributes:
-        results: figures of the newest validation, percent, by ``<dataset>.<metric>``; not a number where undefined.
+        results: scores of the newest validation, percent, by ``<dataset>.<score>``; NaN where undefined.
         primary: keys of ``results`` that stand for their dataset.
         per_class: columns ``[C]`` by (dataset, task); fractions and counts.
         confusion: pixels, int64 ``[C, C + 1]``, of each dataset with a semantic task.
@@ -63,27 +50,29 @@ class Evaluation(pl.Callback):
         self.iou_convention: Convention = iou_convention
         self.panoptic_areas: AreaMode = panoptic_areas
         self.allow_one_class = allow_one_class
-        self.metrics: dict[tuple[str, Task], Metric] = {}
+        self.metrics: dict[tuple[str, Task], ImageMetric] = {}
         self.results: dict[str, float] = {}
         self.primary: list[str] = []
         self.per_class: dict[tuple[str, Task], dict[str, Tensor]] = {}
         self.confusion: dict[str, Tensor] = {}
 
-    def _metric(self, dataset: str, spec: DatasetSpec, task: Task) -> Metric:
-        match task:
-            case Task.SEMANTIC:
-                return MeanIoU(
-                    spec.vocabulary, dataset, convention=self.iou_convention, allow_one_class=self.allow_one_class
-                )
-            case Task.PANOPTIC:
-                areas: AreaMode = "recounted" if spec.areas == "recounted" else self.panoptic_areas
-                return PanopticQuality(spec.vocabulary, dataset=dataset, areas=areas)
-            case Task.INSTANCE:
-                return MaskAveragePrecision(spec.vocabulary, dataset=dataset)
+    def _metric(self, dataset: str, spec: DatasetSpec, task: Task) -> ImageMetric:
+        return metric_for(
+            task,
+            spec.vocabulary,
+            dataset,
+            convention=self.iou_convention,
+            allow_one_class=self.allow_one_class,
+            areas="recounted" if spec.areas == "recounted" else self.panoptic_areas,
+        )
 
     @staticmethod
     def of(trainer: pl.Trainer) -> Evaluation:
-        """The one of a trainer's callbacks; others read its results in ``on_validation_end``."""
+        """The one of a trainer's callbacks; others read its results in ``on_validation_end``.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
         found = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
         if len(found) != 1:
             raise UserError(f"trainer.callbacks needs one callbacks.Evaluation, found {len(found)}")
@@ -114,19 +103,20 @@ class Evaluation(pl.Callback):
                 segments, batch.targets, batch.image_ids, batch.is_padding, strict=True
             ):
                 if not is_padding:
-                    metric.update(prediction, target, image_id)  # type: ignore[arg-type]
+                    metric.update(prediction, target, image_id)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:  # a few images of each set: figures would mean nothing
+        if trainer.sanity_checking:  # a few images of each dataset: scores would mean nothing
             return
         self.results, self.primary = {}, []
         for (dataset, task), metric in self.metrics.items():
             for name, value in metric.compute().items():
                 self.results[f"{dataset}.{name}"] = 100 * float(value)
-            self.primary.append(f"{dataset}.{primary_figure(task, metric)}")
+            self.primary.append(f"{dataset}.{primary_score(task, metric)}")
             self.per_class[dataset, task] = metric.per_class()  # here, on every rank: it may synchronise
-            if isinstance(metric, MeanIoU):
-                self.confusion[dataset] = metric.confusion_matrix()
+            confusion = metric.confusion_matrix()
+            if confusion is not None:
+                self.confusion[dataset] = confusion
         defined = [self.results[key] for key in self.primary if math.isfinite(self.results[key])]
         self.results["score"] = sum(defined) / max(1, len(defined))
         self._publish(trainer)

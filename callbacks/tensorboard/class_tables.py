@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
-from callbacks.evaluation import Evaluation, primary_figure
+from callbacks.evaluation import Evaluation
 from callbacks.tensorboard.writer import board
+from dataseg.metrics.by_task import primary_column
 from dataseg.structures import Task
 from dataseg.visualization.class_tables import (
     confusion_markdown,
@@ -27,9 +28,8 @@ class ClassTables(pl.Callback):
         for (dataset, task), columns in evaluation.per_class.items():
             metric = evaluation.metrics[dataset, task]
             names = metric.vocabulary.names
-            main = "iou" if task is Task.SEMANTIC else primary_figure(task, metric)
             writer.add_text(f"classes/{dataset}.{task}", per_class_markdown(columns, names), step)
-            picture = per_class_picture(columns, names, sort_by=main)
+            picture = per_class_picture(columns, names, sort_by=primary_column(task, metric))
             writer.add_image(f"classes/{dataset}.{task}", picture, step, dataformats="HWC")
         for dataset, matrix in evaluation.confusion.items():
             names = evaluation.metrics[dataset, Task.SEMANTIC].vocabulary.names

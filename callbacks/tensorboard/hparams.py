@@ -1,4 +1,4 @@
-"""The row of a run in TensorBoard's HParams tab: settings that ablations vary, beside the run's figures."""
+"""The row of a run in TensorBoard's HParams tab: settings that ablations vary, beside the run's scores."""
 
 from __future__ import annotations
 
@@ -6,19 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import metadata
-from tensorboard.plugins.hparams.api_pb2 import (
-    DATA_TYPE_FLOAT64,
-    DATA_TYPE_STRING,
-    STATUS_SUCCESS,
-    Experiment,
-    HParamInfo,
-    MetricInfo,
-    MetricName,
-)
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 Cell = str | float
 
@@ -80,42 +70,24 @@ def _cell(value: Any) -> Cell:
     return value if isinstance(value, int | float) else str(value)
 
 
-def write(folder: Path, values: Mapping[str, Cell], figures: Iterable[str]) -> None:
-    """Put a run's row in the place of an earlier one.
+def write(folder: Path, values: Mapping[str, Cell], scores: Iterable[str]) -> None:
+    """Replace a run's row.
 
     It is a file of its own: of two rows in one file TensorBoard would go on showing the first.
 
     Args:
         folder: of the run.
         values: by name of the setting; every run should have the same ones, as TensorBoard takes the columns from any.
-        figures: tags of scalars; TensorBoard shows their newest values.
+        scores: tags of scalars; TensorBoard shows their newest values.
     """
     for old in folder.glob(f"*{SUFFIX}"):
         old.unlink()
-    start, end = SessionStartInfo(), SessionEndInfo(status=STATUS_SUCCESS)
-    for name, value in values.items():
-        if isinstance(value, str):
-            start.hparams[name].string_value = value
-        else:
-            start.hparams[name].number_value = value
+    experiment, start, end = hparams(dict(values), dict.fromkeys(scores))
+    data = experiment.value[0].metadata.plugin_data
+    columns = HParamsPluginData.FromString(data.content)
+    for column in columns.experiment.hparam_infos:
+        column.differs = column.name in SHOWN_FIRST  # TensorBoard sorts these before the others
+    data.content = columns.SerializeToString()
     with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
-        for tag, content in (
-            (metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=_columns(values, figures))),
-            (metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
-            (metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)),
-        ):
-            described = metadata.create_summary_metadata(content)
-            value_pb = Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)
-            writer.file_writer.add_summary(Summary(value=[value_pb]))
-
-
-def _columns(values: Mapping[str, Cell], figures: Iterable[str]) -> Experiment:
-    settings = [
-        HParamInfo(
-            name=name,
-            type=DATA_TYPE_STRING if isinstance(value, str) else DATA_TYPE_FLOAT64,
-            differs=name in SHOWN_FIRST,  # these come first
-        )
-        for name, value in values.items()
-    ]
-    return Experiment(hparam_infos=settings, metric_infos=[MetricInfo(name=MetricName(tag=tag)) for tag in figures])
+        for summary in (experiment, start, end):
+            writer.file_writer.add_summary(summary)

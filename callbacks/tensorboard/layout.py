@@ -1,4 +1,4 @@
-"""TensorBoard for comparing runs: a layout of the curves, and each finished run's settings beside its figures."""
+"""TensorBoard for comparing runs: a layout of the curves, and each finished run's settings beside its scores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import yaml
 
-from callbacks.evaluation import FIGURES, PRIMARY, TAG, Evaluation
+from callbacks.evaluation import TAG, Evaluation
 from callbacks.tensorboard import hparams
 from callbacks.tensorboard.writer import board
+from dataseg.metrics.by_task import BY_TASK
 from dataseg.structures import DatasetSpec
 from dataseg.training.module import CoTrainedSegmenter
 
@@ -23,11 +24,11 @@ class Dashboard(pl.Callback):
     """Lays out TensorBoard's Custom Scalars tab, and adds the finished run to its HParams tab.
 
     Losses, metrics and the course of the run lie in a category each: first charts of all datasets together, then one
-    for each dataset (and task) with all its terms or figures. TensorBoard joins the layouts of the runs it shows;
+    for each dataset (and task) with all its terms or scores. TensorBoard joins the layouts of the runs it shows;
     charts of the same dataset are the same for every run.
 
     A row of the HParams tab holds the experiment (the folder above the run's), `hparams.SETTINGS` from the run's
-    ``config.yaml`` and the newest ``score`` and primary figures. A run that goes on replaces its row. Runs started in
+    ``config.yaml`` and the newest ``score`` and primary scores. A run that goes on replaces its row. Runs started in
     Python, which have no ``config.yaml``, get none.
     """
 
@@ -54,8 +55,8 @@ class Dashboard(pl.Callback):
             return
         folder = config.resolve().parent
         settings = hparams.row(yaml.safe_load(config.read_text(encoding="utf-8")))
-        figures = [TAG + key for key in ("score", *Evaluation.of(trainer).primary)]
-        hparams.write(folder, {hparams.EXPERIMENT: folder.parent.name, **settings}, figures)
+        scores = [TAG + key for key in ("score", *Evaluation.of(trainer).primary)]
+        hparams.write(folder, {hparams.EXPERIMENT: folder.parent.name, **settings}, scores)
 
 
 def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layout:
@@ -63,15 +64,15 @@ def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layou
 
     Args:
         trained: datasets that have a loss.
-        datasets: with the tasks that each is evaluated by.
+        datasets: with the tasks that each is evaluated on.
     """
     losses = {"total": "^loss/.+/total$", **{name: f"^loss/{re.escape(name)}/" for name in trained}}
     metrics = {
         "score": f"^{TAG}score$",
-        "primary figures": rf"^{TAG}.+\.({'|'.join(PRIMARY.values())})(_stored|_recounted)?$",
+        "primary scores": rf"^{TAG}.+\.({'|'.join(row.primary for row in BY_TASK.values())})(_stored|_recounted)?$",
     }
     for name, spec in datasets.items():
-        metrics |= {f"{name}, {task}": rf"^{TAG}{re.escape(name)}\.({FIGURES[task]})" for task in spec.tasks}
+        metrics |= {f"{name}, {task}": rf"^{TAG}{re.escape(name)}\.({BY_TASK[task].scores})" for task in spec.tasks}
     course = {
         "sampling ratios": "^sampling/",
         "images per second": "^throughput/images_per_second$",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pycocotools import mask as coco_mask
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_modules.formats.reader import Reader
 from data_modules.vocabularies import is_shipped
-from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.metrics.by_task import BY_TASK, metric_for, primary_score
 from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError
 
 Severity = Literal["error", "warning"]
@@ -137,13 +137,11 @@ class SelfScore:
     """Scores a ground truth against itself: 100, or something in it makes 100 impossible for any model."""
 
     def __init__(self, reader: Reader, name: str) -> None:
-        kinds: dict[Task, Any] = {}
-        if reader.gives == "map":
-            kinds = {Task.SEMANTIC: MeanIoU, Task.PANOPTIC: PanopticQuality}
-        elif reader.gives == "masks":
-            kinds = {Task.INSTANCE: MaskAveragePrecision}
-        self._metrics: dict[Task, Any] = {
-            task: kinds[task](reader.vocabulary, name) for task in reader.tasks if task in kinds
+        segments = {"map": SegmentMap, "masks": InstanceMasks}.get(reader.gives)
+        self._metrics = {
+            task: metric_for(task, reader.vocabulary, name)
+            for task in reader.tasks
+            if BY_TASK[task].segments is segments
         }
 
     def update(self, target: Target, image_id: str) -> None:
@@ -153,15 +151,10 @@ class SelfScore:
             metric.update(prediction, target, image_id)
 
     def compute(self) -> dict[str, float]:
-        """The primary figure of each task, in percent.
+        """The primary score of each task, in percent.
 
         Raises:
             UserError: a ground truth that no metric can score, such as one that is void throughout.
         """
-        primary = {Task.SEMANTIC: "miou", Task.PANOPTIC: "pq", Task.INSTANCE: "mask_ap"}
-        found = {}
-        for task, metric in self._metrics.items():
-            figures = metric.compute()
-            key = next(k for k in figures if k.startswith(primary[task]))
-            found[key] = 100 * float(figures[key])
-        return found
+        keys = {primary_score(task, metric): metric for task, metric in self._metrics.items()}
+        return {key: 100 * float(metric.compute()[key]) for key, metric in keys.items()}

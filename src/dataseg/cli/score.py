@@ -5,7 +5,7 @@ r"""Score prediction files of any model against ground-truth files, in the offic
     dataseg score --task semantic --gt annotations/validation --pred results \
         --vocabulary data_modules/vocabularies/ade20k_150.json --gt-ignore 0
 
-Prints the figures in percent and writes them, with the convention behind them, beside the predictions.
+Prints the scores in percent and writes them, with the convention behind them, beside the predictions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from dataseg.metrics import MaskAveragePrecision, MeanIoU, PanopticQuality
+from dataseg.metrics.by_task import metric_for
+from dataseg.metrics.mean_iou import Convention
+from dataseg.metrics.panoptic_quality import AreaMode
 from dataseg.prediction_files import (
     InstanceResults,
     InstanceTruth,
@@ -33,8 +35,6 @@ from dataseg.prediction_files import (
 )
 from dataseg.structures import Segments, Task, UserError, Vocabulary
 from dataseg.visualization.class_tables import confusion_markdown, figures_of_class, per_class_markdown
-
-Metric = PanopticQuality | MaskAveragePrecision | MeanIoU
 
 
 @dataclass
@@ -64,15 +64,15 @@ class Inputs:
     pred_shift: int = 0
     gt_ignore: tuple[int, ...] = ()
     pred_ignore: tuple[int, ...] = ()
-    areas: Any = "stored"
-    convention: Any = "detectron2"
+    areas: AreaMode = "stored"
+    convention: Convention = "detectron2"
 
 
 @dataclass
 class Scores:
-    """Figures as fractions, their convention, and those of each class; see the metric's own documentation."""
+    """Scores as fractions, their convention, and those of each class; see the metric's own documentation."""
 
-    figures: dict[str, float]
+    values: dict[str, float]
     convention: dict[str, str]
     per_class: dict[str, Tensor]
     vocabulary: Vocabulary
@@ -81,8 +81,8 @@ class Scores:
     unused: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Figures in percent (null where undefined), counts as they are."""
-        content: dict[str, Any] = {name: _percent(value) for name, value in self.figures.items()}
+        """Scores in percent (null where undefined), counts as they are."""
+        content: dict[str, Any] = {name: _percent(value) for name, value in self.values.items()}
         content |= {"unit": "percent", "images": self.images, "convention": self.convention}
         content["per_class"] = figures_of_class(self.per_class, self.vocabulary.names)
         if self.confusion is not None:
@@ -100,42 +100,40 @@ def score(task: Task, inputs: Inputs, progress: bool = False) -> Scores:
     Raises:
         UserError: a missing, broken or inconsistent file or record; names it.
     """
-    metric, image_ids, load, predicted = _PREPARE[task](inputs)
+    vocabulary, image_ids, load, predicted = _PREPARE[task](inputs)
     if not image_ids:
         raise UserError(f"{inputs.gt}: holds no image")
+    metric = metric_for(task, vocabulary, str(inputs.gt), areas=inputs.areas, convention=inputs.convention)
     console = Console(stderr=True)
     for image_id in track(image_ids, "scoring", console=console, disable=not progress, transient=True):
         prediction, target = load(image_id)
-        metric.update(prediction, target, image_id)  # type: ignore[arg-type]
-    figures = {name: float(value) for name, value in metric.compute().items()}
+        metric.update(prediction, target, image_id)
     return Scores(
-        figures,
+        {name: float(value) for name, value in metric.compute().items()},
         metric.convention,
         metric.per_class(),
-        metric.vocabulary,
+        vocabulary,
         len(image_ids),
-        confusion=metric.confusion_matrix() if isinstance(metric, MeanIoU) else None,
+        confusion=metric.confusion_matrix(),
         unused=len(set(predicted) - set(image_ids)),
     )
 
 
-Prepared = tuple[Metric, list[str], Callable[[str], tuple[Segments, Segments]], Sequence[str]]
+Prepared = tuple[Vocabulary, list[str], Callable[[str], tuple[Segments, Segments]], Sequence[str]]
 
 
 def _prepare_panoptic(inputs: Inputs) -> Prepared:
     vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
     truth = PanopticFiles(inputs.gt, vocabulary, inputs.gt_folder, is_truth=True, id_shift=inputs.gt_shift)
     results = PanopticFiles(inputs.pred, vocabulary, inputs.pred_folder, id_shift=inputs.pred_shift)
-    metric = PanopticQuality(vocabulary, dataset=str(inputs.gt), areas=inputs.areas)
-    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
+    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
 
 
 def _prepare_instance(inputs: Inputs) -> Prepared:
     vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
     truth = InstanceTruth(inputs.gt, vocabulary, inputs.gt_shift)
     results = InstanceResults(inputs.pred, vocabulary, truth.sizes, inputs.pred_shift)
-    metric = MaskAveragePrecision(vocabulary, dataset=str(inputs.gt))
-    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), ()
+    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), ()
 
 
 def _prepare_semantic(inputs: Inputs) -> Prepared:
@@ -146,8 +144,7 @@ def _prepare_semantic(inputs: Inputs) -> Prepared:
         )
     truth = LabelFiles(inputs.gt, inputs.vocabulary, inputs.gt_ignore, inputs.gt_shift)
     results = LabelFiles(inputs.pred, inputs.vocabulary, inputs.pred_ignore, inputs.pred_shift)
-    metric = MeanIoU(inputs.vocabulary, dataset=str(inputs.gt), convention=inputs.convention)
-    return metric, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
+    return inputs.vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
 
 
 _PREPARE: dict[Task, Callable[[Inputs], Prepared]] = {
@@ -158,11 +155,11 @@ _PREPARE: dict[Task, Callable[[Inputs], Prepared]] = {
 
 
 def report(scores: Scores, console: Console, per_class: bool) -> None:
-    """Print the figures, the convention and, if wanted, the classes."""
+    """Print the scores, the convention and, if wanted, the classes."""
     table = Table(title=f"{scores.convention['metric']}: {scores.images} images")
-    table.add_column("figure")
+    table.add_column("score")
     table.add_column("percent", justify="right")
-    for name, value in scores.figures.items():
+    for name, value in scores.values.items():
         table.add_row(name, "-" if value != value else f"{100 * value:.3f}")
     console.print(table)
     for name, text in scores.convention.items():
@@ -190,11 +187,10 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{side}-ignore", type=int, nargs="*", default=[], help="values of label maps without a label"
         )
-    parser.add_argument("--areas", choices=["stored", "recounted", "both"], default="stored", help="panoptic only")
-    conventions = ["detectron2", "mmsegmentation", "all_classes"]
-    parser.add_argument("--convention", choices=conventions, default="detectron2", help="semantic only")
-    parser.add_argument("--per-class", action="store_true", help="print the figures of each class")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures; default: <pred>.<task>_scores.json")
+    parser.add_argument("--areas", choices=get_args(AreaMode), default="stored", help="panoptic only")
+    parser.add_argument("--convention", choices=get_args(Convention), default="detectron2", help="semantic only")
+    parser.add_argument("--per-class", action="store_true", help="print the scores of each class")
+    parser.add_argument("--out", type=Path, help="JSON file for the scores; default: <pred>.<task>_scores.json")
     return parser
 
 

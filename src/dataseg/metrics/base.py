@@ -6,6 +6,7 @@ Legend: C = classes, N = pairs of a target and a predicted segment (or void) tha
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
@@ -121,7 +122,30 @@ class ImageMetric(Metric):
         self.vocabulary = vocabulary
         self.dataset = dataset or vocabulary.name
         self._seen: set[int] = set()
+        self._per_class: dict[str, Tensor] = {}
         self._start_list_state("image_keys", torch.int64)
+
+    @property
+    @abstractmethod
+    def convention(self) -> dict[str, str]:
+        """How the scores are counted, in words, by subject."""
+
+    @property
+    def suffix(self) -> str:
+        """Ends the names of the primary score and its column, where a name has to say how they were counted."""
+        return ""
+
+    def per_class(self) -> dict[str, Tensor]:
+        """Scores and counts of each class by column, ``[C]`` each; see the class. NaN where a class never occurs.
+
+        Call it on every rank: it computes first.
+        """
+        self.compute()
+        return dict(self._per_class)
+
+    def confusion_matrix(self) -> Tensor | None:
+        """Pixels by class of ground truth and prediction, where the metric counts them. Call it on every rank."""
+        return None
 
     def _start_list_state(self, name: str, dtype: torch.dtype) -> None:
         """A list of 1-D tensors, concatenated over ranks; a rank without an image holds one empty tensor."""

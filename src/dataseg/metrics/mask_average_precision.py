@@ -78,12 +78,12 @@ def decode(stream: bytes) -> Iterator[ScoredImage]:
 
 
 class MaskAveragePrecision(ImageMetric):
-    """COCO's twelve figures, in [0, 1], for masks.
+    """COCO's twelve scores, in [0, 1], for masks.
 
     Keys of `compute`: ``mask_ap`` (IoU 0.50:0.95), ``mask_ap50``, ``mask_ap75``, ``mask_aps``, ``mask_apm``,
     ``mask_apl``; average recall ``mask_ar1``, ``mask_ar10``, ``mask_ar`` (at most 1, 10, 100 predictions of a class in
-    an image), ``mask_ars``, ``mask_arm``, ``mask_arl``. A figure without ground truth (no small instance, say) is NaN,
-    where pycocotools gives -1.
+    an image), ``mask_ars``, ``mask_arm``, ``mask_arl``. A score without ground truth (no small instance, say) is NaN,
+    where pycocotools gives -1. Columns of `per_class`: the same, float64; and ``instances``, the number counted.
 
     Matching is done as images come; the state holds, per prediction, score, class and the outcome at each threshold
     and area range (about 17 bytes), no mask. Equal scores of different images keep the order of the image ids, as
@@ -100,11 +100,9 @@ class MaskAveragePrecision(ImageMetric):
         counts = torch.zeros(len(vocabulary), len(coco.AREA_RANGES), dtype=torch.int64)
         self.add_state("instances", counts, dist_reduce_fx="sum")
         self._start_list_state("records", torch.uint8)
-        self._per_class: dict[str, Tensor] = {}
 
     @property
     def convention(self) -> dict[str, str]:
-        """What stands beside the figures."""
         return {
             "metric": "mask AP as in pycocotools (IoU 0.50:0.95, 101 recall levels, 100 predictions a class and image)",
             "averaging": "mean over thresholds and classes with counted ground truth",
@@ -150,7 +148,7 @@ class MaskAveragePrecision(ImageMetric):
             self.fail(image_id, f"predictions {unmasked[:5]} have no mask")
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all images of all ranks, float64 scalars; the same on every rank.
+        """Scores over all images of all ranks, float64 scalars; the same on every rank.
 
         Raises:
             ValueError: no image, an image scored twice, or no counted ground truth in all of them.
@@ -176,14 +174,6 @@ class MaskAveragePrecision(ImageMetric):
         self._per_class = {n: v if v.ndim == 1 else v.mean(1) for n, v in tensors.items()}
         self._per_class["instances"] = torch.from_numpy(instances_CA[:, 0].copy())
         return {name: values.nanmean() for name, values in tensors.items()}
-
-    def per_class(self) -> dict[str, Tensor]:
-        """The figures of `compute`, float64 ``[C]`` each, NaN where a class has no ground truth; and ``instances``.
-
-        Call it on every rank: it computes first.
-        """
-        self.compute()
-        return dict(self._per_class)
 
 
 @dataclass

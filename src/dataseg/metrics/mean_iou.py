@@ -34,6 +34,8 @@ class MeanIoU(ImageMetric):
     * "mmsegmentation" (its IoUMetric): classes in the ground truth or in the predictions;
     * "all_classes" (EoMT): every class, an absent one counts 0.
 
+    Columns of `per_class`: ``iou`` and ``accuracy``, float64, NaN where left out of the mean; ``pixels``, int64.
+
     The state is one int64 matrix that adds up over ranks, plus 8 bytes an image against counting it twice.
 
     Args:
@@ -62,12 +64,10 @@ class MeanIoU(ImageMetric):
         classes = len(vocabulary)
         self.add_state("confusion", torch.zeros(classes, classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self._per_class: dict[str, Tensor] = {}
         self._confusion = self.confusion.clone()
 
     @property
     def convention(self) -> dict[str, str]:
-        """What stands beside the figures."""
         return {
             "metric": f"mean IoU, {self.averaging} convention",
             "averaging": AVERAGING[self.averaging],
@@ -94,7 +94,7 @@ class MeanIoU(ImageMetric):
         self._remember(key)
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all images of all ranks, float64 scalars in [0, 1].
+        """Scores over all images of all ranks, float64 scalars in [0, 1].
 
         Raises:
             ValueError: no image, an image scored twice, all ground truth ignored, or only one class in it.
@@ -127,17 +127,9 @@ class MeanIoU(ImageMetric):
         if len(present) == 1 and not self.allow_one_class:
             raise UserError(
                 f"{self.dataset}: the ground truth of {images} image(s) holds only the class"
-                f" {self.vocabulary.names[present[0]]!r}, so that the figures say nothing; were the other values"
+                f" {self.vocabulary.names[present[0]]!r}, so that the scores say nothing; were the other values"
                 " mapped to ignore? (allow_one_class=true of callbacks.Evaluation scores it anyway)"
             )
-
-    def per_class(self) -> dict[str, Tensor]:
-        """``iou`` and ``accuracy``, float64 ``[C]``, NaN where left out of the mean; ``pixels``, int64 ``[C]``.
-
-        Call it on every rank: it computes first.
-        """
-        self.compute()
-        return dict(self._per_class)
 
     def confusion_matrix(self) -> Tensor:
         """Pixels, int64 ``[C, C + 1]``: rows ground truth, columns prediction, the last one "nothing predicted".

@@ -16,7 +16,6 @@ from dataseg.metrics.base import ImageMetric, Ints, Overlaps
 from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
 
 AreaMode = Literal["stored", "recounted", "both"]
-FIGURES = ("pq", "sq", "rq")
 
 
 def match_segments(
@@ -88,8 +87,8 @@ class PanopticQuality(ImageMetric):
     """PQ, SQ, RQ over all, thing and stuff classes, in [0, 1]; a class without any segment is left out of the mean.
 
     Keys of `compute`: ``pq sq rq``, each also with ``_things`` and ``_stuff``. With ``areas="recounted"`` they end in
-    ``_recounted``; with ``areas="both"`` every figure stands twice, ending in ``_stored`` and in ``_recounted``. A
-    group of classes without a segment gives NaN.
+    ``_recounted``; with ``areas="both"`` every score stands twice, ending in ``_stored`` and in ``_recounted``. A
+    group of classes without a segment gives NaN. Columns of `per_class`: ``pq sq rq tp fp fn``, float64, likewise.
 
     The state is one float64 tensor that adds up over ranks, plus 8 bytes an image against counting it twice.
 
@@ -111,11 +110,13 @@ class PanopticQuality(ImageMetric):
         self.modes = ("stored", "recounted") if areas == "both" else (areas,)
         zeros = torch.zeros(len(self.modes), 4, len(vocabulary), dtype=torch.float64)
         self.add_state("totals", default=zeros, dist_reduce_fx="sum")
-        self._per_class: dict[str, Tensor] = {}
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.areas == "stored" else f"_{self.modes[0]}"
 
     @property
     def convention(self) -> dict[str, str]:
-        """What stands beside the figures."""
         return {
             "metric": "panoptic quality as in panopticapi",
             "averaging": "mean over the classes with a target or an unforgiven predicted segment",
@@ -154,7 +155,7 @@ class PanopticQuality(ImageMetric):
         self._remember(key)
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all images of all ranks, float64 scalars.
+        """Scores over all images of all ranks, float64 scalars.
 
         Raises:
             ValueError: no image, an image scored twice, or nothing but void in all of them.
@@ -171,7 +172,7 @@ class PanopticQuality(ImageMetric):
         self._per_class = {}
         for mode, mode_totals in zip(self.modes, totals, strict=True):
             suffix = "" if self.areas == "stored" else f"_{mode}"
-            for name, values_C in zip(FIGURES, class_figures(mode_totals), strict=True):
+            for name, values_C in zip(("pq", "sq", "rq"), class_scores(mode_totals), strict=True):
                 self._per_class[name + suffix] = values_C
                 for group, members_C in groups.items():
                     result[f"{name}{group}{suffix}"] = values_C[members_C].nanmean()
@@ -179,16 +180,8 @@ class PanopticQuality(ImageMetric):
                 self._per_class[name + suffix] = counts_C
         return result
 
-    def per_class(self) -> dict[str, Tensor]:
-        """``pq sq rq tp fp fn`` (with the suffixes of `compute`), float64 ``[C]`` each; NaN where a class never occurs.
 
-        Call it on every rank: it computes first.
-        """
-        self.compute()
-        return dict(self._per_class)
-
-
-def class_figures(totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def class_scores(totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """PQ, SQ, RQ, float64 ``[C]`` each, NaN where a class never occurs, from ``[4, C]`` (see `match_segments`)."""
     iou, tp, fp, fn = totals
     denominator = tp + 0.5 * fp + 0.5 * fn  # 0 / 0 = NaN: the class never occurs

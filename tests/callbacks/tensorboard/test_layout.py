@@ -13,11 +13,13 @@ from pycocotools import mask as coco_mask
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import DATA_TYPE_STRING, STATUS_SUCCESS
 
 from callbacks import Dashboard, Evaluation
-from callbacks.evaluation import FIGURES, PRIMARY, TAG
+from callbacks.evaluation import TAG
 from callbacks.tensorboard import hparams
 from callbacks.tensorboard.layout import layout
+from dataseg.metrics.by_task import primary_score, task_of
 from dataseg.structures import Batch, ClassSpec, DatasetSpec, InstanceMasks, SegmentMap, Task, Vocabulary
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -101,15 +103,15 @@ def charts() -> dict[str, str]:
     return {f"{c}: {title}": chart[1][0] for c, charts in content.items() for title, chart in charts.items()}
 
 
-def test_every_figure_is_in_the_chart_of_its_data_set_and_task_alone(trainer):
+def test_every_score_is_in_the_chart_of_its_dataset_and_task_alone(trainer):
     evaluation = evaluated(trainer)
     for (dataset, task), metric in evaluation.metrics.items():
         for name in metric.compute():
             tag = f"{TAG}{dataset}.{name}"
             found = [title for title, pattern in charts().items() if re.match(pattern, tag)]
-            primary = ["metrics: primary figures"] if name == PRIMARY[task] else []
+            primary = ["metrics: primary scores"] if name == primary_score(task, metric) else []
             assert found == [*primary, f"metrics: {dataset}, {task}"]
-            assert [t for t in Task if re.match(FIGURES[t], name)] == [task]
+            assert task_of(name) is task
 
 
 @pytest.mark.parametrize(
@@ -152,23 +154,27 @@ def test_figures_go_to_callbacks_by_name_and_to_the_logger_under_metrics_if_defi
 
 
 def row_of(trainer) -> tuple[dict, list[str], int]:
-    """Settings and figures of the one row that TensorBoard finds, and the number of event files."""
+    """Settings and scores of the one row that TensorBoard finds, and the number of event files."""
     found = events(trainer).PluginTagToContent("hparams")
     start = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
     experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
     values = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
-    assert {info.name for info in experiment.hparam_infos} == set(values)
+    assert metadata.parse_session_end_info_plugin_data(found[metadata.SESSION_END_INFO_TAG]).status == STATUS_SUCCESS
+    assert [info.name for info in experiment.hparam_infos] == [hparams.EXPERIMENT, *hparams.row({})]
+    kinds = {info.name: str if info.type == DATA_TYPE_STRING else float for info in experiment.hparam_infos}
+    assert kinds == {name: type(value) for name, value in values.items()}
+    assert {info.name for info in experiment.hparam_infos if info.differs} == set(hparams.SHOWN_FIRST)
     files = list(Path(trainer.logger.log_dir).glob("events*"))
     return values, [info.name.tag for info in experiment.metric_infos], len(files)
 
 
-def test_row_holds_settings_and_figures_and_is_replaced_by_a_run_that_goes_on(trainer):
+def test_row_holds_settings_and_scores_and_is_replaced_by_a_run_that_goes_on(trainer):
     evaluated(trainer)
     config = Path(trainer.logger.log_dir) / "config.yaml"
     for steps in (200, 400):
         config.write_text(yaml.safe_dump({**CONFIG, "trainer": {"max_steps": steps}}))
         Dashboard().on_fit_end(trainer, Module())
-        values, figures, files = row_of(trainer)
+        values, scores, files = row_of(trainer)
         assert values["max_steps"] == steps
         assert files == 2
     assert values["experiment"] == "mini_ade"
@@ -180,7 +186,7 @@ def test_row_holds_settings_and_figures_and_is_replaced_by_a_run_that_goes_on(tr
     assert values["weights"] == values["criterion.affinity_weight"] == "none"
     assert len(values) == 1 + len(hparams.SETTINGS)
     assert set(hparams.SHOWN_FIRST) <= set(values)
-    assert figures == [f"metrics/{k}" for k in ("score", "ade.miou", "ade.pq", "ade.mask_ap", "ade_panoptic.pq")]
+    assert scores == [f"metrics/{k}" for k in ("score", "ade.miou", "ade.pq", "ade.mask_ap", "ade_panoptic.pq")]
 
 
 @pytest.mark.parametrize("change", [{"is_global_zero": False}, {"logger": None}])

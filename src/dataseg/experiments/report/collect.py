@@ -16,6 +16,7 @@ from dataseg.config.extends import lineage
 from dataseg.experiments.jobs import METRICS, OUTPUT, Job, folder_of, is_complete
 from dataseg.experiments.report.tensorboard_events import Events, read_events
 from dataseg.experiments.suite import Row, Suite, Table
+from dataseg.metrics.by_task import column_of
 from dataseg.structures import UserError
 
 
@@ -55,7 +56,7 @@ class Run:
     def per_class(self, metric: str) -> dict[str, float]:
         """Percent by class, of the figure that ``metric`` averages; empty if it is none."""
         dataset, _, name = metric.partition(".")
-        column = {"miou": "iou"}.get(name, name)
+        column = column_of(name)
         for group, classes in mapping(self.metrics, "per_class").items():
             if group.partition(".")[0] == dataset and isinstance(classes, dict):
                 values = {c: finite(figures.get(column)) for c, figures in classes.items() if isinstance(figures, dict)}

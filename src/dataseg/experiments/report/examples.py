@@ -12,9 +12,8 @@ from PIL import Image
 
 from dataseg.experiments.report.collect import Run
 from dataseg.experiments.report.comparison import Pair
-from dataseg.structures import Task
+from dataseg.metrics.by_task import task_of
 
-_TASKS = {"miou": Task.SEMANTIC, "pq": Task.PANOPTIC, "mask_ap": Task.INSTANCE}
 _SIZES = ((960, 80), (800, 72), (640, 66), (480, 60), (360, 50))  # width in pixels, JPEG quality: the largest that fit
 
 
@@ -42,8 +41,7 @@ def examples_of(pairs: Sequence[Pair], most: int) -> list[Example]:
     merged: dict[tuple[str, str], dict[str, bytes]] = {}
     for pair in pairs:
         dataset, _, name = pair.column.metric.partition(".")
-        task = next((task for figure, task in _TASKS.items() if name.startswith(figure)), None)
-        group = f"{dataset}.{task}"
+        group = f"{dataset}.{task_of(name)}"
         base, other = (_panels(line.runs, group) for line in (pair.base, pair.other))
         for image_id in sorted(set(base) & set(other)):
             panels = merged.setdefault((group, image_id), {pair.base.label: base[image_id]})
