@@ -1,10 +1,12 @@
-"""``metrics.json`` beside each run's configuration and checkpoints, and the table at the end."""
+"""What programs read of a run, ``metrics.json`` and ``progress.json``, and the table at the end."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,25 +18,34 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.evaluation import Evaluation
+from dataseg.checkpoint.files import PROGRESS
 from dataseg.io.atomic import write_text
+from dataseg.io.json_files import write_json
 from dataseg.structures import DatasetSpec, Task
 from dataseg.visualization.class_tables import figures_of_class
 
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 1.0
+"""``progress.json`` is written this often at most."""
+
 
 class RunRecord(pl.Callback):
-    """Writes ``<run>/metrics.json`` after every validation; prints the table of all figures when the run ends.
+    """Writes ``<run>/metrics.json`` after every validation; prints the table of all scores when the run ends.
 
-    The file holds every figure of the newest validation at its top level, ``<dataset>.<metric>`` in percent (null
+    The file holds every score of the newest validation at its top level, ``<dataset>.<score>`` in percent (null
     where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
-    ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary figures by
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary scores by
     step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
-    for each predicted one, the last for none).
+    for each predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in training.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float | None]] = []
         self._loaded_step = 0
         self._file: Path | None = None
+        self._progress: Path | None = None
+        self._progress_at = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -53,6 +64,22 @@ class RunRecord(pl.Callback):
             return {"step": trainer.global_step, "checkpoint": None}
         path = trainer.ckpt_path
         return {"step": self._loaded_step, "checkpoint": None if path is None else str(path)}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        self._progress = None if folder is None or not trainer.is_global_zero else Path(folder) / PROGRESS
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress is None or time.monotonic() - self._progress_at < PROGRESS_SECONDS:
+            return
+        self._progress_at = time.monotonic()
+        try:
+            write_json(self._progress, {"step": trainer.global_step})
+        except OSError as error:  # a full disk, mostly: it is for the checkpoints to end the run
+            log.warning("%s cannot be written any more: %s", self._progress, error)
+            self._progress = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -74,7 +101,7 @@ class RunRecord(pl.Callback):
             _write(self._file, content)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        folder = trainer.log_dir  # asked on every rank, as above
         self._file = None if folder is None else Path(folder) / "metrics.json"
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,7 +119,7 @@ class RunRecord(pl.Callback):
         table.add_column("dataset")
         table.add_column("task")
         table.add_column("primary", justify="right")
-        table.add_column("all figures")
+        table.add_column("all scores")
         for (dataset, task), primary in zip(evaluation.metrics, evaluation.primary, strict=True):
             names = evaluation.metrics[dataset, task].compute()
             rest = "  ".join(f"{name} {evaluation.results[f'{dataset}.{name}']:.1f}" for name in names)

@@ -12,6 +12,9 @@ from dataseg.io.atomic import replacing, sync_folder
 FOLDER = "checkpoints"
 """Folder of the checkpoints below a run's."""
 
+PROGRESS = "progress.json"
+"""How far a run that goes on is: ``{"step": optimisation steps}``."""
+
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 

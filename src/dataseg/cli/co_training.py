@@ -165,7 +165,7 @@ class CoTrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
         if self.subcommand == "validate" and run is not None and (runs / exp / run / files.FOLDER).exists():
-            run = f"{run}_eval"  # leaves the training run's figures and configuration as they are
+            run = f"{run}_eval"  # leaves the training run's scores and configuration as they are
         hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
         logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
         kwargs.setdefault("logger", logger)

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from dataseg.checkpoint.files import FOLDER, step_files
+from dataseg.checkpoint.files import FOLDER, PROGRESS, step_files
 from dataseg.config.extends import lineage
 from dataseg.experiments.suite import Row, Suite
 from dataseg.io.json_files import write_json
 from dataseg.structures import UserError
 
 COMMAND, OUTPUT, METRICS = "command.json", "output.txt", "metrics.json"
-"""Files of a run's folder: what was asked for, what it printed, its figures."""
+"""Files of a run's folder: what was asked for, what it printed, its scores."""
 
 MACHINE = (
     "--data.root",
@@ -33,7 +33,6 @@ MACHINE = (
 )
 """Arguments that say where and on what a run is computed, not what."""
 
-_BAR = re.compile(r"(\d+)/(\d+) \[")
 _TAIL = 4096  # bytes of the output that are looked at
 
 
@@ -83,23 +82,22 @@ class Job:
             moved = next(name for name in names if not name.exists())
             self.folder.rename(moved)
         elif not step_files(self.folder / FOLDER):  # nothing to go on from: curves of its first steps would come twice
-            for file in self.folder.glob("events.out.tfevents.*"):
-                file.unlink()
+            for file in (*self.folder.glob("events.out.tfevents.*"), self.folder / PROGRESS):
+                file.unlink(missing_ok=True)
         write_json(self.folder / COMMAND, list(self.arguments), indent=1)
         return moved
 
-    def figures(self, suite: Suite) -> str:
-        """Its figures in the suite's columns, percent."""
+    def scores(self, suite: Suite) -> str:
+        """Its scores in the suite's columns, percent."""
         metrics = _read(self.folder / METRICS) or {}
         values = {column.title: metrics.get(column.metric) for column in suite.columns}
         return ", ".join(f"{title} {value:.1f}" for title, value in values.items() if value is not None)
 
     def steps_done(self) -> int:
-        """As the newest progress bar in its output says."""
-        found = [int(done) for done, total in _BAR.findall(self._tail()) if int(total) == self.steps]
-        return found[-1] if found else 0
+        """Optimisation steps that the run in its folder has done."""
+        return int((_read(self.folder / PROGRESS) or {}).get("step", 0))
 
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         """The last error in its output, or its last line."""
         lines = [line.strip() for line in re.split(r"[\r\n]", self._tail()) if line.strip()]
         errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception|Interrupt)\b", line)]

@@ -1,4 +1,7 @@
-"""Runs the jobs of a suite, several at a time, and goes on where it was stopped."""
+"""Runs the jobs of a suite, several at a time, and goes on where it was stopped.
+
+Kept by hand: a suite runs on one machine without a scheduler or service, and its runs must outlive it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Runner:
     on its folder, and a runner that is started meanwhile leaves it alone until it has ended.
 
     Attributes:
-        suite: for the figures that are shown.
+        suite: for the scores that are shown.
         parallel: jobs at a time. Cores are shared out between them, and GPUs if there are several jobs.
         failed: jobs that ended without their last evaluation, and why.
     """
@@ -132,9 +135,9 @@ class Runner:
         if job.is_done():
             self._done.add(job)
             self._ended, self._spent = self._ended + job.steps, self._spent + seconds
-            self.console.print(f"{job.name}: {seconds:.0f} s, {job.figures(self.suite)}")
+            self.console.print(f"{job.name}: {seconds:.0f} s, {job.scores(self.suite)}")
         elif not self._stopping.is_set():
-            self._fail(job, f"exit status {code}, {job.complaint()}")
+            self._fail(job, f"exit status {code}, {job.last_error()}")
 
     def _acquire(self, lock: Any, job: Job) -> None:
         told = False

@@ -13,12 +13,12 @@ from dataseg.structures import UserError
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of the tables.
+    """One score of the tables.
 
     Attributes:
         metric: key of ``metrics.json``, e.g. ``ade.miou``; percent.
         title: for display.
-        trained_by: dataset whose rows are trained for this figure; the others are transfer.
+        trained_by: dataset whose rows are trained for this score; the others are transfer.
     """
 
     metric: str
@@ -36,7 +36,7 @@ class Row:
         args: further overrides of the command line.
         steps: optimisation steps; 0 = as the experiment has it.
         title: for display; default: `name`.
-        paper: the paper's figures by metric.
+        paper: the paper's scores by metric.
     """
 
     exp: str
@@ -82,7 +82,7 @@ class Suite:
 
     Attributes:
         title: for display.
-        columns: figures that every row is scored by.
+        columns: scores that every row is compared by.
         tables: the first is the main one.
         about: what the reader should know; Markdown paragraphs.
         args: overrides that all rows share.

@@ -1,4 +1,4 @@
-"""`dataseg.ablation`: suites are run, resumed and shared out. Runs are stood in for by a script that takes no time."""
+"""`dataseg ablation`: suites are run, resumed and shared out. Runs are stood in for by a script that takes no time."""
 
 import json
 import os
@@ -8,10 +8,12 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from callbacks import RunRecord
 from dataseg.cli.ablation import commands, main
 from dataseg.experiments.jobs import Job, jobs_of
 from dataseg.experiments.runner import Runner, share_out
@@ -45,7 +47,6 @@ steps = int(next(a for a in sys.argv if a.startswith("--trainer.max_steps=")).sp
 run = pathlib.Path(options["--runs"]) / options["--exp"] / options["--run"]
 with open(run.parent.parent / "log.txt", "a") as log:
     log.write(f"{run.parent.name} {run.name}\\n")
-print("Epoch 0:", f"1/{steps} [", flush=True)
 while (run.parent.parent / "wait").exists():
     time.sleep(0.05)
 if "--break" in sys.argv:
@@ -190,14 +191,18 @@ def test_killed_in_the_middle_it_goes_on(suite, tmp_path, stand_in, number):
     assert len(log(tmp_path)) == (5 if number == signal.SIGKILL else 6)
 
 
-def test_progress_is_read_from_the_output(suite, tmp_path):
+def test_progress_is_read_from_the_file_of_the_run(suite, tmp_path):
     job = jobs(suite, tmp_path)[0]
     assert job.steps_done() == 0
     job.folder.mkdir(parents=True)
-    (job.folder / "output.txt").write_text(
-        "Validation: 7/9 [\rEpoch 0:  2/4 [00:01\rEpoch 0:  3/4 [00:02\rValidation: 1/2 ["
-    )
+    record = RunRecord()
+    trainer = SimpleNamespace(log_dir=str(job.folder), is_global_zero=True, global_step=3)
+    record.on_train_start(trainer, None)
+    for trainer.global_step in (3, 4):  # the second one comes too soon
+        record.on_train_batch_end(trainer, None, None, None, 0)
     assert job.steps_done() == 3
+    job.clear()  # without a checkpoint it starts from the beginning
+    assert job.steps_done() == 0
 
 
 def test_machines_get_equal_shares(suite, tmp_path):

@@ -160,7 +160,7 @@ def _read(row: Row, seed: int, folder: Path) -> Run:
         steps = row.steps or state.get("max_steps")
         notes.append(f"not complete: evaluated at step {state.get('step')} of {steps}; its figures are left out")
     if not is_done and (folder / OUTPUT).is_file():
-        notes.append(f"its last word: {Job(row, seed, folder, (), row.steps).complaint()}")
+        notes.append(f"its last word: {Job(row, seed, folder, (), row.steps).last_error()}")
     if metrics or (folder / "config.yaml").exists():
         config = _content(folder / "config.yaml", yaml.safe_load, notes)
     events = read_events(folder) if is_done else Events()
