@@ -41,8 +41,8 @@ class Checkpoints(Checkpoint):
 
     A checkpoint is written to a temporary name and renamed once it is on disk. It is written after an optimisation
     step, never between accumulated batches. Where validation follows a step, the checkpoints of the step before it
-    and of the finished validation are written, none between: whatever is killed in validation comes back one step
-    before it, and no figure is lost or taken twice.
+    and of the finished validation are written, none between: a run that is killed in validation resumes one step before
+    it, and every score is recorded once.
 
     SIGTERM and SIGUSR1 save and end the process with exit status 0: after the current step, or, during validation,
     after the current batch. A checkpoint that cannot be written is reported and tried again the next time; after
@@ -52,7 +52,7 @@ class Checkpoints(Checkpoint):
         every_n_steps: optimisation steps between checkpoints.
         every_n_minutes: minutes between checkpoints at most; 0 = by steps alone.
         keep_last: how many are kept beside the best.
-        monitor: figure of the validation that ``best.ckpt`` has the highest of.
+        monitor: score of the validation that ``best.ckpt`` has the highest of, a key of `Evaluation.results`.
 
     Attributes:
         best_model_path: of ``best.ckpt``; empty until it is written.

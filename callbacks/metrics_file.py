@@ -59,7 +59,7 @@ class RunRecord(pl.Callback):
         self._loaded_step = int(checkpoint["global_step"])
 
     def _weights(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Which are evaluated: those of this run's step, or a checkpoint's; what a run resumed from is no matter."""
+        """Origin of the evaluated weights: this run's step, resumed or not, or the checkpoint that was loaded."""
         if trainer.state.fn == TrainerFn.FITTING:
             return {"step": trainer.global_step, "checkpoint": None}
         path = trainer.ckpt_path

@@ -23,13 +23,13 @@ class NonFiniteError(UserError):
 
 
 class NonFiniteGuard(pl.Callback):
-    """Looks at loss and gradient before every optimiser step; all ranks decide alike, so that none is left waiting.
+    """Checks loss and gradient before every optimiser step; all ranks decide alike, so that none is left waiting.
 
     On the first that is not finite, each rank writes ``<run>/replay/step-<n>-rank-<r>.pt``, which
     ``make replay FILE=...`` runs again, and the run stops. With ``on_non_finite="skip"`` the step changes no weight and
     is counted, up to ``limit``.
 
-    With ``trainer.precision=16-mixed`` only the loss is looked at: its scaler finds its scale by infinite gradients.
+    With ``trainer.precision=16-mixed`` only the loss is checked: the gradient scaler adapts by infinite gradients.
 
     Args:
         on_non_finite: what to do.

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class UnreadableSamples(pl.Callback):
-    """Tells of training samples that were replaced (``data.on_error=skip``): each at once, and all at the end.
+    """Warns of training samples that were replaced (``data.on_error=skip``): of each file once, of all at the end.
 
     Attributes:
         found: message of each file -> how often a sample was replaced for it. Other ranks hand theirs to the first
@@ -24,7 +24,7 @@ class UnreadableSamples(pl.Callback):
 
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         self._gather()
@@ -42,8 +42,8 @@ class UnreadableSamples(pl.Callback):
                 if key.startswith(UNREADABLE):
                     message = key.removeprefix(UNREADABLE)
                     self.found[message] += count
-                    if message not in self._told:
-                        self._told.add(message)
+                    if message not in self._reported:
+                        self._reported.add(message)
                         log.warning("replaced: %s", message)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -33,7 +33,7 @@ MACHINE = (
 )
 """Arguments that say where and on what a run is computed, not what."""
 
-_TAIL = 4096  # bytes of the output that are looked at
+_TAIL = 4096  # bytes at the output's end that are searched for an error
 
 
 @dataclass(frozen=True, eq=False)  # one is itself alone: it serves as a key

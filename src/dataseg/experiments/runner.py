@@ -140,15 +140,15 @@ class Runner:
             self._fail(job, f"exit status {code}, {job.last_error()}")
 
     def _acquire(self, lock: Any, job: Job) -> None:
-        told = False
+        reported = False
         while not self._stopping.is_set():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if not told:
+                if not reported:
                     self.console.print(f"{job.name}: is being run already; waiting for it")
-                told = True
+                reported = True
                 time.sleep(_POLL)
 
     def _fail(self, job: Job, why: str) -> None:
