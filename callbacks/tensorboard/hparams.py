@@ -82,7 +82,7 @@ def write(folder: Path, values: Mapping[str, Cell], scores: Iterable[str]) -> No
     """
     for old in folder.glob(f"*{SUFFIX}"):
         old.unlink()
-    experiment, start, end = hparams(dict(values), dict.fromkeys(scores))
+    experiment, start, end = hparams(dict(values), dict.fromkeys(scores))  # type: ignore[no-untyped-call]
     data = experiment.value[0].metadata.plugin_data
     columns = HParamsPluginData.FromString(data.content)
     for column in columns.experiment.hparam_infos:
