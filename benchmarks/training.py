@@ -124,7 +124,7 @@ def loss_contender(name: str, settings: Settings) -> Run:
 
         def run() -> float:
             clear()
-            return finished(sum(criterion(proposals, batch, batch.targets).values(), torch.tensor(0.0)), settings)
+            return finished(sum(criterion(proposals, batch).values(), torch.tensor(0.0)), settings)
 
         return run
 
@@ -163,7 +163,7 @@ def step_contender(name: str, settings: Settings) -> Run:
 
         def run() -> float:
             ours.zero_grad()
-            losses = criterion(ours(batch.images, classes), batch, batch.targets)
+            losses = criterion(ours(batch.images, classes), batch)
             return finished(sum(losses.values(), torch.tensor(0.0)), settings)
 
         return run

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dataseg.structures import Batch, UserError
 from dataseg.training.replay_file import write_replay
@@ -113,8 +112,4 @@ def gradient_norm(module: torch.nn.Module) -> Tensor:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):  # of this rank's share
-        full = full.square()
-        dist.all_reduce(full)
-        full = full.sqrt()
     return full

@@ -11,16 +11,13 @@ import sys
 import time
 import traceback
 import zlib
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dataseg.losses.criterion import LOSS_STREAM, MATCHING_STREAM
 from dataseg.losses.points import uniform_points
-from dataseg.training.optimization import plain_name
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -60,15 +57,9 @@ class Trace(pl.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if trainer.global_step == 0:
-            is_flat = isinstance(pl_module.network, FullyShardedDataParallel)
-            with (
-                FullyShardedDataParallel.summon_full_params(pl_module.network, with_grads=True)
-                if is_flat
-                else nullcontext()
-            ):
-                grads = {plain_name(name): p.grad for name, p in pl_module.named_parameters()}
-                full = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()}
-                torch.save({name: g.detach().clone() for name, g in full.items()}, f"{self.path}.gradient")
+            grads = {name: p.grad for name, p in pl_module.named_parameters()}
+            full = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()}
+            torch.save({name: g.detach().clone() for name, g in full.items()}, f"{self.path}.gradient")
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking:

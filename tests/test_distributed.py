@@ -59,11 +59,6 @@ def fsdp(suite, tmp_path_factory) -> Path:
     return run_two(suite, tmp_path_factory.mktemp("fsdp"), *OPTIONS, *strategy("fsdp"))
 
 
-@pytest.fixture(scope="module")
-def fsdp1(suite, tmp_path_factory) -> Path:
-    return run_two(suite, tmp_path_factory.mktemp("fsdp1"), *OPTIONS, *strategy("fsdp1"))
-
-
 def steps(path: Path) -> list[dict]:
     return [entry for entry in read(path) if "batch" in entry]
 
@@ -132,7 +127,7 @@ def test_ranks_share_validation_and_agree_with_one(ddp, suite, tmp_path):
     assert alone["per_class"] == shared["per_class"]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp1"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     """What a step leaves out of its vocabularies, and groups that differ from rank to rank, hold nobody up."""
     overlays = ("classifier_learnt", "background_separate", "merge_predictions")
@@ -153,15 +148,8 @@ def test_fsdp_has_the_same_gradient(single, fsdp):
     assert_same_gradient(single, fsdp)
 
 
-def test_fsdp1_takes_the_same_steps_with_the_same_optimizer(single, fsdp1):
-    assert_same_course(single, fsdp1, STEPS)
-    assert_same_gradient(single, fsdp1)
-    assert_same_weights(weights(single), weights(fsdp1))
-    assert_same_optimizer(*(torch.load(checkpoint(base), weights_only=True) for base in (fsdp1, single)))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp1"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_50_steps_stay_together(suite, tmp_path, name):
     options = ["--data.batch_size=8", "--trainer.max_steps=50", "--trainer.val_check_interval=50"]
     (tmp_path / "a").mkdir()
@@ -259,7 +247,7 @@ def test_a_damaged_sharded_checkpoint_is_noticed(fsdp, tmp_path):
 # ------------------------------------------------------------------------------------------------ one rank's fault
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp1"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_what_is_not_finite_on_one_rank_stops_both(suite, tmp_path, name):
     spoil = {"step": 2, "parameter": "network.classifier.background", "rank": 1}
     extra = "--trainer.callbacks+=" + json.dumps({"class_path": "cli_runs.Spoil", "init_args": spoil})
@@ -332,10 +320,8 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
     assert {entry["step"] for entry in steps(tmp_path / "trace")} == set(range(1, 41))
 
 
-@pytest.mark.parametrize(
-    "sharded", [[*strategy("fsdp"), "--trainer.strategy.save_distributed_checkpoint=false"], strategy("fsdp1")]
-)
-def test_files_of_one_process_and_of_sharded_ones_are_alike(suite, single, tmp_path, sharded):
+def test_files_of_one_process_and_of_sharded_ones_are_alike(suite, single, tmp_path):
+    sharded = [*strategy("fsdp"), "--trainer.strategy.save_distributed_checkpoint=false"]
     source = files.step_path(checkpoint(single).parent, 5)
     run_two(suite, tmp_path, *OPTIONS, *sharded, f"--resume={source}")
     rest, expected = joined(tmp_path), steps(single / "trace.0")[5:]
@@ -343,10 +329,3 @@ def test_files_of_one_process_and_of_sharded_ones_are_alike(suite, single, tmp_p
     assert [row["loss"] for row in rest] == pytest.approx([float.fromhex(e["loss"]) for e in expected], rel=1e-4)
     assert_same_weights(weights(single), weights(tmp_path))
     assert_same_optimizer(*(torch.load(checkpoint(base), weights_only=True) for base in (tmp_path, single)))
-
-
-def test_fsdp1_does_not_go_on_from_a_folder_of_shards(suite, fsdp, tmp_path):
-    options = [*OPTIONS, *strategy("fsdp1"), f"--resume={checkpoint(fsdp)}"]
-    args = [arguments(suite, tmp_path / "runs", tmp_path / f"trace.{rank}", *options) for rank in range(2)]
-    assert [finish(process) for process in start_ranks(args, tmp_path / "output")] == [1, 1]
-    assert "make one file of it with dataseg merge-shards" in (tmp_path / "output.0").read_text()

@@ -74,7 +74,7 @@ def merge_proposals(proposals: Proposals, representative: Tensor, mode: MergeMod
 
     "sum" adds mask probabilities and stops at 1; "max" takes the highest. They are not weighted by p(class): weighted,
     as in `merge_predictions`, they are scores that classes compete with, while a mask loss asks for a mask; the class
-    is taught by its own term; and a query that is alone stays what it is.
+    is learnt by its own term; and a query that is alone stays what it is.
 
     Gradients of "max" go to the highest member of each pixel; those of "sum" to all members by their share of the sum
     (logit to logit, so at most 1). The clamped sum's own gradient is no use: it is 0 beyond 1, where many

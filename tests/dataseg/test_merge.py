@@ -139,7 +139,7 @@ def test_predictions_ignore_the_order_of_queries_and_have_gradients(mode):
 # ------------------------------------------------------------------------------- predictions, before the loss
 
 
-def naive_leaders(class_logits_QC, is_thing, task):
+def naive_representatives(class_logits_QC, is_thing, task):
     """For each query, the one of its class that is most sure, one query at a time."""
     probs = class_logits_QC.softmax(-1).tolist()
     labels = [row.index(max(row)) for row in probs]
@@ -160,7 +160,7 @@ def test_groups_of_queries_equal_a_loop(queries, is_thing, task, seed):
     assert representatives.dtype == torch.int64
     assert representatives.shape == (2, 3, queries)
     for found, image in zip(representatives.flatten(0, 1), logits.flatten(0, 1), strict=True):
-        assert found.tolist() == naive_leaders(image, is_thing, task)
+        assert found.tolist() == naive_representatives(image, is_thing, task)
 
 
 @settings(deadline=None, max_examples=50)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataseg.checkpoint import consolidate
-from dataseg.network import MaskClassificationNetwork, TextClassifier
+from dataseg.network import MaskClassificationNetwork, PerVocabularyClassifier
 from dataseg.structures import UserError
 
 
@@ -83,7 +83,7 @@ def load_run(network: MaskClassificationNetwork, path: Path) -> list[str]:
         if name.startswith("network.")
     }
     head = network.classifier
-    lacking = head.align(state, "classifier.") if isinstance(head, TextClassifier) else []
+    lacking = head.align(state, "classifier.") if isinstance(head, PerVocabularyClassifier) else []
     own = network.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - state.keys()]
     wrong += [f"no place for {name}" for name in state.keys() - own.keys()]

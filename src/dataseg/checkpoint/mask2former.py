@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dataseg.checkpoint.safe_reader import read_tensors
 from dataseg.checkpoint.state_dict_adapter import CLASS_HEAD, DETECTRON2, HUGGING_FACE, Translation, translate
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, TimmBackbone
+from dataseg.network import LinearClassifier, MaskClassificationNetwork
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from dataseg.network.pixel_decoder import NUM_LEVELS, NUM_POINTS
 from dataseg.structures import UserError
@@ -85,26 +85,6 @@ def load_published(
     if head and classifier is None:
         logger.warning("%s: its class head is dropped; the network keeps its own classifier", path)
     return report
-
-
-def published_network(path: Path | str) -> MaskClassificationNetwork:
-    """Build the network that a published checkpoint is of, with its linear class head, to evaluate it as published.
-
-    Raises:
-        UserError: as `load_published`; or the backbone is neither a ResNet nor a Swin.
-    """
-    path = Path(path)
-    tensors = _translated(path).tensors
-    shape = Architecture.of(tensors)
-    missing = [f.name for f in fields(shape) if getattr(shape, f.name) is None]
-    if missing:
-        raise UserError(f"{path}: cannot tell {', '.join(missing)}; is it a whole Mask2Former checkpoint?")
-    network = MaskClassificationNetwork(
-        _backbone_of(tensors),
-        **{f.name: getattr(shape, f.name) for f in fields(shape) if f.name != "backbone"},
-    )
-    load_published(network, path, class_head="linear")
-    return network
 
 
 # ------------------------------------------------------------------------------------------------- translation
@@ -219,28 +199,6 @@ def _backbone_title(tensors: Mapping[str, Tensor]) -> str | None:
     if width is not None and any(_swin_depths(tensors)):
         return f"Swin of width {len(width)} with {_swin_depths(tensors)} blocks"
     return None
-
-
-def _backbone_of(tensors: Mapping[str, Tensor]) -> TimmBackbone:
-    model = "backbone.model."
-    depths = _resnet_depths(tensors)
-    if any(depths):
-        bottleneck = f"{model}layer1.0.conv3.weight" in tensors
-        widths = [len(tensors[f"{model}layer{stage}.0.conv1.weight"]) for stage in range(1, 5)]
-        name = "resnet50" if bottleneck else "resnet18"
-        return TimmBackbone(name, pretrained=False, options={"layers": depths, "channels": widths})
-    tables = [tensors[f"{model}layers_{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(4)]
-    return TimmBackbone(
-        "swin_tiny_patch4_window7_224",
-        pretrained=False,
-        output_norm=True,
-        options={
-            "embed_dim": len(tensors[f"{model}patch_embed.proj.weight"]),
-            "depths": _swin_depths(tensors),
-            "num_heads": [table.shape[1] for table in tables],
-            "window_size": (round(len(tables[0]) ** 0.5) + 1) // 2,  # (2 * window - 1) ** 2 rows
-        },
-    )
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], network: MaskClassificationNetwork) -> None:

@@ -339,5 +339,3 @@ HUGGING_FACE = NamingScheme(
         (_HF_SWIN + r"layernorm\.(weight|bias)", "the image classifier's norm, not used for dense prediction"),
     ),
 )
-
-SCHEMES = (DETECTRON2, HUGGING_FACE)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dataseg.config.instantiate import class_paths, instantiate, without_downloads
 from dataseg.deployment.model_file import NETWORK
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier
+from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier, classifier_for
 from dataseg.structures import UserError
 
 
@@ -47,7 +47,8 @@ def build_network(
         network.classifier = LinearClassifier(head.shape[1], head.shape[0] - 1)
     if isinstance(network.classifier, TextClassifier):
         own = "classifier."
-        network.classifier.adopt({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
+        state = {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
+        network.classifier = classifier_for(network.classifier, state)
     _load(network, weights, source)
     return network.eval()
 

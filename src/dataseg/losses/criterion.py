@@ -7,7 +7,8 @@ segments of an image, ``M = min(Q, K)`` = its matched pairs, ``T`` = sum of M ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -30,6 +31,35 @@ from dataseg.structures.geometry import ImageGeometry
 
 MATCHING_STREAM, LOSS_STREAM = 0, 1
 """Numbers of the streams of random points that one sample's seed gives."""
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One image of a batch, as its losses need it.
+
+    Attributes:
+        pixels: uint8 ``[3, H, W]``, padded.
+        target: after MERGE.
+        geometry: where the image lies in the padded input.
+        labels: int64 ``[K]``.
+        boxes: of a target of boxes, else None.
+        seed: of its points.
+        image_id: for messages.
+    """
+
+    pixels: Tensor
+    target: Target
+    geometry: ImageGeometry
+    labels: Tensor
+    boxes: BoxTargets | None
+    seed: int
+    image_id: str
+
+    @property
+    def masks(self) -> SegmentMap | InstanceMasks:
+        """The target, if it is not of boxes."""
+        assert not isinstance(self.target, Boxes)
+        return self.target
 
 
 class Criterion(nn.Module):
@@ -70,7 +100,7 @@ class Criterion(nn.Module):
             affinity_weight: of the colour-affinity term of boxes; 0 = off, not computed.
             affinity_threshold: colour similarity from which neighbours should be on one side (BoxInst: 0.3).
             mask_loss: point-wise mask loss of mask-supervised samples.
-            box_supervision: "off": boxes are matched and classified, but take no mask loss.
+            box_supervision: "off": boxes are matched and classified, but give no mask loss.
         """
         super().__init__()
         if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_ratio <= 1:
@@ -91,41 +121,24 @@ class Criterion(nn.Module):
         self.box_supervision = box_supervision
         self.matcher = HungarianMatcher(class_weight, mask_weight, dice_weight, projection_weight, mask_loss)
 
-    def normalizers(self, targets: Sequence[Target], proposals: Proposals) -> Tensor:
-        """What the sums of this rank's losses are divided by: average it over ranks and pass it to `forward`.
-
-        Known before matching, so that it needs no wait.
-
-        Returns:
-            Float32 ``[2]``: number of target segments, and sum of the class weights of all queries.
-        """
-        return self._normalizers([target_labels(t) for t in targets], proposals.class_logits.shape[1])
-
-    def _normalizers(self, labels: Sequence[Tensor], num_queries: int) -> Tensor:
-        matched = sum(min(num_queries, len(labels_K)) for labels_K in labels)
-        background = num_queries * len(labels) - matched
-        values = [float(sum(map(len, labels))), matched + self.no_object_weight * background]
-        return torch.tensor(values, device=labels[0].device)
-
     def forward(
         self,
         proposals: Sequence[Proposals],
         batch: Batch,
-        targets: Sequence[Target],
-        normalizers: Tensor | None = None,
+        mean_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
         representatives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses, summed over layers.
 
         Args:
             proposals: one per layer, of the whole batch.
-            batch: gives seeds, sizes and image ids (and images, for affinity); its own targets are not looked at.
-            targets: after MERGE, length B, on the proposals' device.
-            normalizers: `normalizers` averaged over ranks; None = this rank is the only one.
+            batch: targets are those after MERGE, on the proposals' device.
+            mean_over_ranks: averages what the sums are divided by, float32 ``[2]``: the number of target segments, and
+                the sum of the class weights of all queries. It is called before matching, so that ranks need not wait.
             representatives: int64 ``[L, B, Q]``, the query that stands for each, where proposals were merged (then its
                 mask is the group's); None = each for itself. The others are matched only where segments outnumber
-                representatives. Unless they are, they are taught the representative's class, with the weight that they
-                have unmatched: a group counts as one match, and `normalizers` holds.
+                representatives. Unless they are, they learn the representative's class, with the weight of unmatched
+                queries: a group counts as one match, and the class weights' sum holds.
 
         Returns:
             Float32 scalars "class", "mask", "dice", "projection" (and "affinity" if it is on), the same keys in the
@@ -136,45 +149,47 @@ class Criterion(nn.Module):
             UserError: a target is of another size than its image.
         """
         with torch.autocast(device_type=proposals[0].class_logits.device.type, enabled=False):
-            labels = [target_labels(t) for t in targets]
-            if normalizers is None:
-                normalizers = self._normalizers(labels, proposals[0].class_logits.shape[1])
+            images = _images(batch, proposals[0].mask_logits.shape[-2:])
+            normalizers = mean_over_ranks(self._normalizers(images, proposals[0].class_logits.shape[1]))
             # below 1 only where no rank has a segment, and then every sum is 0
             segments, class_weights = normalizers[0].clamp(min=1e-6), normalizers[1]
-            geometries = _geometries(batch, targets)
-            matches = self._match(proposals, batch, targets, labels, geometries, representatives)
-            sums = self._mask_sums(proposals, batch, targets, geometries, matches)
-            losses = {"class": self._class_sum(proposals, labels, matches, representatives) / class_weights}
+            matches = self._match(proposals, images, representatives)
+            sums = self._mask_sums(proposals, images, matches)
+            losses = {"class": self._class_sum(proposals, images, matches, representatives) / class_weights}
             for name in self.weights:
                 if name != "class":
                     losses[name] = sums[name] / segments
-            return {name: self.weights[name] * loss for name, loss in losses.items()}
+            return {name: self.weights[name] * losses[name] for name in self.weights}
+
+    def _normalizers(self, images: Sequence[_Image], num_queries: int) -> Tensor:
+        matched = sum(min(num_queries, len(image.labels)) for image in images)
+        background = num_queries * len(images) - matched
+        values = [float(sum(len(image.labels) for image in images)), matched + self.no_object_weight * background]
+        return torch.tensor(values, device=images[0].labels.device)
 
     def _match(
-        self,
-        proposals: Sequence[Proposals],
-        batch: Batch,
-        targets: Sequence[Target],
-        labels: Sequence[Tensor],
-        geometries: Sequence[ImageGeometry],
-        representatives: Tensor | None,
+        self, proposals: Sequence[Proposals], images: Sequence[_Image], representatives: Tensor | None
     ) -> Matches:
-        grid = proposals[0].mask_logits.shape[-2:]
         device = proposals[0].mask_logits.device
         prepared: list[PointTargets | BoxTargets | None] = []
-        for target, geometry, seed, labels_K in zip(targets, geometries, batch.seeds, labels, strict=True):
-            if not len(labels_K):
+        for image in images:
+            if not len(image.labels):
                 prepared.append(None)
-            elif isinstance(target, Boxes):
-                prepared.append(_box_targets(target, geometry, grid))
+            elif image.boxes is not None:
+                prepared.append(image.boxes)
             else:
-                points_P2 = uniform_points(seed, MATCHING_STREAM, (self.num_points,), device)
-                values_KP, valid_P = sample_target(target, geometry, points_P2)
-                prepared.append(PointTargets(geometry.to_padded(points_P2), values_KP, valid_P))
-        return self.matcher(proposals, labels, prepared, batch.image_ids, representatives)
+                points_P2 = uniform_points(image.seed, MATCHING_STREAM, (self.num_points,), device)
+                values_KP, valid_P = sample_target(image.masks, image.geometry, points_P2)
+                prepared.append(PointTargets(image.geometry.to_padded(points_P2), values_KP, valid_P))
+        labels, ids = [image.labels for image in images], [image.image_id for image in images]
+        return self.matcher(proposals, labels, prepared, ids, representatives)
 
     def _class_sum(
-        self, proposals: Sequence[Proposals], labels: Sequence[Tensor], matches: Matches, representatives: Tensor | None
+        self,
+        proposals: Sequence[Proposals],
+        images: Sequence[_Image],
+        matches: Matches,
+        representatives: Tensor | None,
     ) -> Tensor:
         logits_LBQC = torch.stack([p.class_logits for p in proposals]).float()
         background = logits_LBQC.shape[-1] - 1
@@ -182,10 +197,10 @@ class Criterion(nn.Module):
         weights_C[background] = self.no_object_weight
         classes_LBQ = torch.full(logits_LBQC.shape[:3], background, device=logits_LBQC.device)
         start = 0
-        for image, (labels_K, count) in enumerate(zip(labels, matches.counts, strict=True)):
+        for i, (image, count) in enumerate(zip(images, matches.counts, strict=True)):
             pairs = slice(start, start + count)
-            matched_LM = labels_K[matches.segments[:, pairs]]
-            classes_LBQ[:, image].scatter_(1, matches.queries[:, pairs], matched_LM)
+            matched_LM = image.labels[matches.segments[:, pairs]]
+            classes_LBQ[:, i].scatter_(1, matches.queries[:, pairs], matched_LM)
             start += count
         if representatives is not None:
             matched_LBQ = classes_LBQ != background
@@ -195,12 +210,7 @@ class Criterion(nn.Module):
         return functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), weights_C, reduction="sum")
 
     def _mask_sums(
-        self,
-        proposals: Sequence[Proposals],
-        batch: Batch,
-        targets: Sequence[Target],
-        geometries: Sequence[ImageGeometry],
-        matches: Matches,
+        self, proposals: Sequence[Proposals], images: Sequence[_Image], matches: Matches
     ) -> dict[str, Tensor]:
         """Sums of the mask terms over layers and matched pairs; unweighted."""
         counts = torch.tensor(matches.counts)
@@ -211,34 +221,27 @@ class Criterion(nn.Module):
         )
         sums = dict.fromkeys(self.weights, _connected_zero(proposals, logits_LThw))
         pieces = torch.split(logits_LThw, matches.counts, 1), torch.split(matches.segments, matches.counts, 1)
-        for i, (logits_LMhw, segments_LM) in enumerate(zip(*pieces, strict=True)):
-            target = targets[i]
+        for image, logits_LMhw, segments_LM in zip(images, *pieces, strict=True):
             if not segments_LM.shape[1]:
                 continue
-            if isinstance(target, Boxes):
-                image = batch.images[i] if "affinity" in self.weights else None
-                terms = self._box_terms(logits_LMhw, segments_LM, target, geometries[i], image)
+            if image.boxes is not None:
+                terms = self._box_terms(logits_LMhw, segments_LM, image, image.boxes)
             else:
-                terms = self._point_terms(logits_LMhw, segments_LM, target, geometries[i], batch.seeds[i])
+                terms = self._point_terms(logits_LMhw, segments_LM, image)
             for name, value in terms.items():
                 sums[name] = sums[name] + value
         return sums
 
-    def _point_terms(
-        self,
-        logits_LMhw: Tensor,
-        segments_LM: Tensor,
-        target: SegmentMap | InstanceMasks,
-        geometry: ImageGeometry,
-        seed: int,
-    ) -> dict[str, Tensor]:
+    def _point_terms(self, logits_LMhw: Tensor, segments_LM: Tensor, image: _Image) -> dict[str, Tensor]:
         """Mask and dice terms of one image."""
         layers, masks = segments_LM.shape
         uniform = self.num_points - self.num_uncertain
-        points_LN2 = uniform_points(seed, LOSS_STREAM, (layers, self.num_candidates + uniform), segments_LM.device)
-        values_KN, valid_N = sample_target(target, geometry, points_LN2.flatten(0, 1))
+        points_LN2 = uniform_points(
+            image.seed, LOSS_STREAM, (layers, self.num_candidates + uniform), segments_LM.device
+        )
+        values_KN, valid_N = sample_target(image.masks, image.geometry, points_LN2.flatten(0, 1))
         values_KLN, valid_LN = values_KN.view(-1, *points_LN2.shape[:2]), valid_N.view(points_LN2.shape[:2])
-        points_LN2 = geometry.to_padded(points_LN2)
+        points_LN2 = image.geometry.to_padded(points_LN2)
         with torch.no_grad():
             scores_LMN = sample_logits(logits_LMhw, points_LN2[:, : self.num_candidates])
             chosen_LMP = select_uncertain(scores_LMN, valid_LN[:, : self.num_candidates], self.num_uncertain)
@@ -256,15 +259,14 @@ class Criterion(nn.Module):
         }
 
     def _box_terms(
-        self, logits_LMhw: Tensor, segments_LM: Tensor, target: Boxes, geometry: ImageGeometry, image_3HW: Tensor | None
+        self, logits_LMhw: Tensor, segments_LM: Tensor, image: _Image, boxes: BoxTargets
     ) -> dict[str, Tensor]:
         """Projection (and affinity) term of one image."""
-        grid = logits_LMhw.shape[-2:]
-        boxes = _box_targets(target, geometry, grid)
         wanted = boxes.profiles[0][segments_LM], boxes.profiles[1][segments_LM]
         terms = {"projection": projection_loss(mask_profiles(logits_LMhw, boxes.cells), wanted).sum()}
-        if image_3HW is not None:
-            similarity_Ehw = color_similarity(image_3HW, boxes.cells, (grid[0], grid[1]))
+        if "affinity" in self.weights:
+            grid = logits_LMhw.shape[-2], logits_LMhw.shape[-1]
+            similarity_Ehw = color_similarity(image.pixels, boxes.cells, grid)
             inside_LMhw = wanted[0][..., None, :] * wanted[1][..., None]
             image_logits = logits_LMhw[..., : boxes.cells[0], : boxes.cells[1]]
             losses_LM = affinity_loss(image_logits, similarity_Ehw, inside_LMhw, self.affinity_threshold)
@@ -273,7 +275,7 @@ class Criterion(nn.Module):
 
 
 def _connected_zero(proposals: Sequence[Proposals], matched_LThw: Tensor) -> Tensor:
-    """0 that hangs on every layer's proposals, so that all ranks have gradients for the same parameters.
+    """0, connected to every layer's proposals, so that all ranks have gradients for the same parameters.
 
     One logit of each layer is enough for its classes. Masks are connected by their own terms, or by the sum over
     none of them where nothing is matched.
@@ -282,15 +284,22 @@ def _connected_zero(proposals: Sequence[Proposals], matched_LThw: Tensor) -> Ten
     return 0.0 * sum((p.class_logits[0, 0, 0].float() for p in proposals), start=masks)
 
 
-def _geometries(batch: Batch, targets: Sequence[Target]) -> list[ImageGeometry]:
-    """Geometry of each image; checks that targets agree with it."""
-    if len(targets) != len(batch):
-        raise ValueError(f"{len(targets)} targets for a batch of {len(batch)} images")
+def _images(batch: Batch, grid: Sequence[int]) -> list[_Image]:
+    """The images of a batch; checks that targets agree with their sizes.
+
+    Args:
+        batch: after MERGE.
+        grid: rows and columns of the mask logits.
+    """
     padded = batch.images.shape[2], batch.images.shape[3]
-    geometries = [ImageGeometry(padded, size) for size in batch.sizes]
-    for target, geometry, image_id in zip(targets, geometries, batch.image_ids, strict=True):
-        check_geometry(target, geometry, image_id)
-    return geometries
+    found = []
+    for i, target in enumerate(batch.targets):
+        geometry = ImageGeometry(padded, batch.sizes[i])
+        check_geometry(target, geometry, batch.image_ids[i])
+        boxes = _box_targets(target, geometry, grid) if isinstance(target, Boxes) else None
+        labels_K = target_labels(target)
+        found.append(_Image(batch.images[i], target, geometry, labels_K, boxes, batch.seeds[i], batch.image_ids[i]))
+    return found
 
 
 def _box_targets(target: Boxes, geometry: ImageGeometry, grid: Sequence[int]) -> BoxTargets:

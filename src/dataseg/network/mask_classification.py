@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dataseg.network.backbones.base import Backbone
 from dataseg.network.classifiers.text import Classifier, TextClassifier
-from dataseg.network.pixel_decoder import NORM_GROUPS, PixelDecoder
+from dataseg.network.pixel_decoder import NORM_GROUPS, DeformablePixelDecoder, PixelDecoder
 from dataseg.network.transformer_decoder import TransformerDecoder
 from dataseg.structures import ClassEmbeddings, Proposals, UserError
 
@@ -46,6 +46,7 @@ class MaskClassificationNetwork(nn.Module):
         pixel_decoder_feedforward_dim: likewise of the pixel decoder's.
         text_dim: width of the text embeddings (768: CLIP ViT-L/14).
         classifier: in place of a `TextClassifier` of ``text_dim``.
+        pixel_decoder: in place of a `DeformablePixelDecoder` of the arguments above.
 
     Raises:
         UserError: ``hidden_dim`` does not divide as needed.
@@ -66,12 +67,13 @@ class MaskClassificationNetwork(nn.Module):
         pixel_decoder_feedforward_dim: int = 1024,
         text_dim: int = 768,
         classifier: Classifier | None = None,
+        pixel_decoder: PixelDecoder | None = None,
     ) -> None:
         super().__init__()
         if hidden_dim % NORM_GROUPS or hidden_dim % num_heads:
             raise UserError(f"hidden_dim {hidden_dim} must be a multiple of {NORM_GROUPS} and of num_heads {num_heads}")
         self.backbone = backbone
-        self.pixel_decoder = PixelDecoder(
+        self.pixel_decoder = pixel_decoder or DeformablePixelDecoder(
             backbone.channels, hidden_dim, pixel_decoder_layers, num_heads, pixel_decoder_feedforward_dim
         )
         self.transformer_decoder = TransformerDecoder(
@@ -104,6 +106,14 @@ class MaskClassificationNetwork(nn.Module):
         """Mask features ``[B, D, h, w]`` and the maps ``[B, D, ., .]`` of strides 32, 16, 8; images as in `forward`."""
         mask_features, maps = self.pixel_decoder(self.backbone((images - self.pixel_mean) / self.pixel_std))
         return mask_features, maps
+
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """What is gathered and freed at a time in sharded training: the backbone's blocks and the decoders' layers."""
+        return [
+            *self.backbone.fsdp_blocks(),
+            *self.pixel_decoder.fsdp_blocks(),
+            *self.transformer_decoder.layers,
+        ]
 
     def classify(self, queries: Sequence[Queries], classes: ClassEmbeddings) -> list[Proposals]:
         """Apply a vocabulary to decoded queries; cheap beside `decode`.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dataseg.network.position_encoding import sine_position_encoding
 
 NUM_LEVELS = 3
+"""Maps that both decoders attend to: strides 32, 16 and 8."""
 NUM_POINTS = 4
 NORM_GROUPS = 32
 
@@ -29,7 +30,7 @@ class Levels:
 
     Attributes:
         sizes: (rows, columns) of each map; the areas sum to N.
-        position: ``[N, D]``, what tells places and levels apart.
+        position: ``[N, D]``, position encoding plus level embedding.
         grid: ``[N, 2]``, (x, y) of each pixel's centre as `torch.nn.functional.grid_sample` counts it, -1 to 1.
         pixel: ``[L, 2]``, (x, y) size of a level's pixel in the same unit.
     """
@@ -41,7 +42,7 @@ class Levels:
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each pixel looks at a few learnt places around itself, in every level (Deformable DETR, arXiv 2010.04159)."""
+    """Each pixel samples a few learnt positions around itself, in every level (Deformable DETR, arXiv 2010.04159)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -88,9 +89,11 @@ class MultiScaleDeformableAttention(nn.Module):
         mixed: Tensor | None = None
         values = value_BDN.split([h * w for h, w in levels.sizes], dim=2)
         for level, (level_value, (h, w)) in enumerate(zip(values, levels.sizes, strict=True)):
-            places = levels.grid[:, None] + offsets_BMNLP2[:, :, :, level] * levels.pixel[level]
+            positions = levels.grid[:, None] + offsets_BMNLP2[:, :, :, level] * levels.pixel[level]
             sampled = F.grid_sample(
-                level_value.reshape(B * M, D // M, h, w).to(places.dtype), places.flatten(0, 1), align_corners=False
+                level_value.reshape(B * M, D // M, h, w).to(positions.dtype),
+                positions.flatten(0, 1),
+                align_corners=False,
             )
             part = (sampled * weights_BMNLP[:, :, :, level].reshape(B * M, 1, N, P)).sum(-1)
             mixed = part if mixed is None else mixed + part
@@ -118,7 +121,27 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Backbone features -> per-pixel mask features at stride 4, and the maps that the queries attend to.
+    """What the network asks of a pixel decoder."""
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decode.
+
+        Args:
+            features: four maps ``[B, C, h, w]`` of strides 4, 8, 16, 32; C may differ.
+
+        Returns:
+            Mask features ``[B, D, h, w]`` at the size of the stride-4 map, and `NUM_LEVELS` maps ``[B, D, h, w]`` of
+            the strides 32, 16, 8, in that order.
+        """
+        raise NotImplementedError
+
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """What is gathered and freed at a time in sharded training; the rest is gathered with the whole network."""
+        return []
+
+
+class DeformablePixelDecoder(PixelDecoder):
+    """Mask2Former's pixel decoder: deformable attention over the strides 32, 16, 8, then one FPN step to stride 4.
 
     Args:
         in_channels: of the backbone's strides 4, 8, 16, 32.
@@ -153,15 +176,7 @@ class PixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_projection.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode.
-
-        Args:
-            features: four maps ``[B, C, h, w]`` of strides 4, 8, 16, 32; C may differ.
-
-        Returns:
-            Mask features ``[B, D, h, w]`` at the size of the stride-4 map, and maps ``[B, D, h, w]`` of the strides
-            32, 16, 8, in that order.
-        """
+        """See `PixelDecoder.forward`."""
         finest, *rest = features
         maps = [project(f) for project, f in zip(self.input_projections, reversed(rest), strict=True)]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
@@ -175,6 +190,10 @@ class PixelDecoder(nn.Module):
         finest = self.lateral(finest)
         upsampled = F.interpolate(maps[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.output(finest + upsampled)), maps
+
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """See `PixelDecoder.fsdp_blocks`."""
+        return list(self.layers)
 
     def _levels(self, sizes: list[tuple[int, int]], like: Tensor) -> Levels:
         position = torch.cat(

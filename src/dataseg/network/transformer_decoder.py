@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dataseg.network.pixel_decoder import NUM_LEVELS
 from dataseg.network.position_encoding import sine_position_encoding
-
-NUM_LEVELS = 3
 
 
 class Attention(nn.Module):

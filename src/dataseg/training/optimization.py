@@ -54,53 +54,28 @@ def _without_decay(network: nn.Module) -> set[int]:
     return ids | {id(p) for name, p in network.named_parameters() if name.removeprefix("backbone.") in excused}
 
 
-ParameterSettings = dict[str, tuple[float, float]]
-"""Learning-rate factor and weight decay by a parameter's name."""
-
-
-def places(network: nn.Module, options: Optimization) -> ParameterSettings:
-    """Where each parameter of a network belongs.
+def parameter_groups(network: nn.Module, options: Optimization) -> list[dict[str, Any]]:
+    """Groups by learning-rate factor and decay: every trainable parameter stands in exactly one.
 
     Parameters under ``network.backbone`` take ``backbone_lr_factor``, times ``backbone.lr_scale(name)`` where the
     backbone states one (layer-wise decay).
     """
     undecayed = _without_decay(network)
     lr_scale: Callable[[str], float] = getattr(getattr(network, "backbone", None), "lr_scale", lambda name: 1.0)
-    found: ParameterSettings = {}
-    for name, parameter in network.named_parameters():
-        factor = 1.0
-        if name.startswith("backbone."):
-            factor = options.backbone_lr_factor * lr_scale(name.removeprefix("backbone."))
-        found[name] = factor, 0.0 if id(parameter) in undecayed else options.weight_decay
-    return found
-
-
-def parameter_groups(
-    network: nn.Module, options: Optimization, known: ParameterSettings | None = None
-) -> list[dict[str, Any]]:
-    """Groups by learning-rate factor and decay: every trainable parameter stands in exactly one.
-
-    Args:
-        known: of a network whose parameters have lost their shapes since (FSDP1 flattens them); None = see `places`.
-    """
-    known = known or places(network, options)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = plain_name(name)
-        factor, decay = known[plain]
-        title = f"{'backbone' if plain.startswith('backbone.') else 'head'}_x{factor:g}_decay{decay:g}"
+        part, factor = "head", 1.0
+        if name.startswith("backbone."):
+            part, factor = "backbone", options.backbone_lr_factor * lr_scale(name.removeprefix("backbone."))
+        decay = 0.0 if id(parameter) in undecayed else options.weight_decay
+        title = f"{part}_x{factor:g}_decay{decay:g}"
         group = groups.setdefault(
             (factor, decay), {"params": [], "lr": options.lr * factor, "weight_decay": decay, "name": title}
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what FSDP1 puts between its parts."""
-    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
@@ -116,11 +91,9 @@ def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
             return warm
 
 
-def build(
-    network: nn.Module, total_steps: int, options: Optimization, known: ParameterSettings | None = None
-) -> tuple[AdamW, LambdaLR]:
-    """The optimiser and its schedule, to be stepped once per optimisation step; ``known``: see `parameter_groups`."""
-    optimizer = AdamW(parameter_groups(network, options, known))
+def build(network: nn.Module, total_steps: int, options: Optimization) -> tuple[AdamW, LambdaLR]:
+    """The optimiser and its schedule, to be stepped once per optimisation step."""
+    optimizer = AdamW(parameter_groups(network, options))
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
 
 

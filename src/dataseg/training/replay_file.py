@@ -36,7 +36,7 @@ def write_replay(
         seeds: of torch's generator, by accumulated batch.
         facts: what else to tell, plain values; "precision" and "device" are used.
     """
-    weights = whole_weights(module, module.device)
+    weights = whole_weights(module)
     if weights:
         _save(weights, weights_file(file))
     content = {"batches": [[_to_plain(b) for b in step] for step in batches], "seeds": list(seeds), "facts": facts}

@@ -9,10 +9,10 @@ from cli_runs import ROOT
 from safetensors.torch import save_file
 
 from data_modules.mini import MiniSpec, ensure
-from dataseg.checkpoint.mask2former import published_network
+from dataseg.checkpoint.mask2former import load_published
 from dataseg.cli import co_training
 from dataseg.structures import ClassEmbeddings
-from dataseg.training import module
+from dataseg.training import build
 
 NUM_CLASSES = 20  # of mini-ADE
 BACKBONE = "--model.network.init_args.backbone.init_args"
@@ -37,7 +37,7 @@ def published(mask2former_pair, tmp_path) -> Path:
 def told(monkeypatch) -> list[str]:
     """What the first rank is told."""
     messages: list[str] = []
-    monkeypatch.setattr(module, "rank_zero_info", messages.append)
+    monkeypatch.setattr(build, "rank_zero_info", messages.append)
     return messages
 
 
@@ -74,7 +74,7 @@ def run(verb: str, base: Path, *more: str) -> co_training.CoTrainingCLI:
 
 
 @torch.no_grad()
-def test_evaluated_as_published(published, tmp_path, told):
+def test_evaluated_as_published(mask2former_pair, published, tmp_path, told):
     # the backbone's own first weights are not fetched: they would be overwritten
     linear = (f"--model.weights={published}", "--model.classifier=linear", f"{BACKBONE}.pretrained=true")
     # text vectors are not even looked for
@@ -82,7 +82,8 @@ def test_evaluated_as_published(published, tmp_path, told):
     assert "tensors loaded; 1 dropped (a constant of the loss)" in "".join(told)
     assert "class head of" in done.model.text_provenance
     assert done.config.validate.model.network.init_args.backbone.init_args.pretrained is False
-    wanted = published_network(published).eval()
+    wanted = mask2former_pair.make_ours()
+    load_published(wanted, published, class_head="linear")
     (loader,) = done.datamodule.val_dataloader()
     classes = ClassEmbeddings(torch.zeros(NUM_CLASSES, 1), torch.arange(NUM_CLASSES))
     for batch in loader:
@@ -94,11 +95,13 @@ def test_evaluated_as_published(published, tmp_path, told):
         run("validate", tmp_path, *linear, "--data.val={coco: conf/data/mini/coco_val.yaml}")
 
 
-def test_training_starts_from_them(published, tmp_path, caplog, told):
+def test_training_starts_from_them(mask2former_pair, published, tmp_path, caplog, told):
     done = run("fit", tmp_path, f"--model.weights={published}", "--model.optimization.lr=1e-30")
     assert "its class head is dropped" in caplog.text
     assert "2 dropped (class head)" in "".join(told)
-    wanted = published_network(published).state_dict()
+    network = mask2former_pair.make_ours()
+    load_published(network, published, class_head="linear")
+    wanted = network.state_dict()
     trained = done.model.network.state_dict()
     assert set(wanted) - set(trained) == {"classifier.linear.weight", "classifier.linear.bias"}
     for name in set(wanted) & set(trained):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Mask2FormerConfig
@@ -21,6 +23,10 @@ def some_targets(toys, size=SIZE, classes=5):
         toys.map(size, 0, classes),
         toys.instances(toys.map(size, 5, classes, seed=2)),
     ]
+
+
+def having(batch, targets):
+    return replace(batch, targets=targets)
 
 
 def totals(losses):
@@ -56,7 +62,7 @@ def test_equals_transformers(toys, monkeypatch, segments, queries):
     proposals = toys.proposals(batch, queries, classes=5, layers=3)
     targets = [toys.map(SIZE, k, 5, seed=i, void=False) for i, k in enumerate(segments)]
     masks = [toys.masks(t) if len(t) else torch.zeros(0, *SIZE) for t in targets]
-    ours = Criterion(num_points=128)(proposals, batch, targets)
+    ours = Criterion(num_points=128)(proposals, having(batch, targets))
 
     config = Mask2FormerConfig(train_num_points=128, oversample_ratio=3.0, importance_sample_ratio=0.75)
     config.num_labels = 5
@@ -80,10 +86,12 @@ def test_equals_transformers(toys, monkeypatch, segments, queries):
 
 def test_keys_shapes_types_and_order(toys):
     batch = toys.batch([SIZE] * 4)
-    losses = Criterion(num_points=64)(toys.proposals(batch, 6, 5, layers=2), batch, some_targets(toys))
+    losses = Criterion(num_points=64)(toys.proposals(batch, 6, 5, layers=2), having(batch, some_targets(toys)))
     assert list(losses) == KEYS
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss > 0 for loss in losses.values())
-    losses = Criterion(num_points=64, affinity_weight=1.0)(toys.proposals(batch, 6, 5), batch, some_targets(toys))
+    losses = Criterion(num_points=64, affinity_weight=1.0)(
+        toys.proposals(batch, 6, 5), having(batch, some_targets(toys))
+    )
     assert list(losses) == [*KEYS, "affinity"]
     assert losses["affinity"] > 0
 
@@ -98,7 +106,7 @@ def test_zero_targets(toys, kind):
         "instances": InstanceMasks([], none, SIZE),
     }[kind]
     proposals = toys.proposals(batch, 6, 5, layers=2)
-    losses = Criterion(num_points=64, affinity_weight=1.0)(proposals, batch, [target, target])
+    losses = Criterion(num_points=64, affinity_weight=1.0)(proposals, having(batch, [target, target]))
     assert losses["class"] > 0
     assert all(losses[name].item() == 0 for name in (*KEYS[1:], "affinity"))
     sum(losses.values()).backward()
@@ -112,7 +120,7 @@ def test_graph_reaches_every_layer_whatever_the_targets(toys):
     for target in some_targets(toys):
         for options in ({}, {"box_supervision": "off"}, {"affinity_weight": 1.0}):
             proposals = toys.proposals(batch, 6, 5, layers=3)
-            losses = Criterion(num_points=16, **options)(proposals, batch, [target])
+            losses = Criterion(num_points=16, **options)(proposals, having(batch, [target]))
             assert all(loss.requires_grad for loss in losses.values())
             sum(losses.values()).backward()
             assert all(p.class_logits.grad is not None and p.mask_logits.grad is not None for p in proposals)
@@ -122,8 +130,17 @@ def test_map_equals_rle(toys):
     batch = toys.batch([SIZE])
     proposals = toys.proposals(batch, 8, 5, layers=2)
     target = toys.map(SIZE, 5, 5)
-    from_map, from_rle = (Criterion(num_points=200)(proposals, batch, [t]) for t in (target, toys.instances(target)))
+    from_map, from_rle = (
+        Criterion(num_points=200)(proposals, having(batch, [t])) for t in (target, toys.instances(target))
+    )
     assert totals(from_map) == pytest.approx(totals(from_rle), rel=1e-5)
+
+
+def normalizers(criterion, proposals, batch):
+    """What the losses' sums are divided by."""
+    found = []
+    criterion(proposals, batch, lambda own: found.append(own) or own)
+    return found[0]
 
 
 def test_batched_equals_single_and_the_average_over_ranks(toys):
@@ -132,17 +149,16 @@ def test_batched_equals_single_and_the_average_over_ranks(toys):
     batch, targets = toys.batch([SIZE] * 4, seeds=[5, 6, 7, 8]), some_targets(toys)
     proposals = toys.proposals(batch, 6, 5, layers=2)
     leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
-    whole = criterion(proposals, batch, targets)
+    whole = criterion(proposals, having(batch, targets))
     grads = torch.autograd.grad(sum(whole.values()), leaves)
     for shares in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[2], [0, 1, 3]]):
-        local = [criterion.normalizers([targets[i] for i in share], proposals[0]) for share in shares]
-        assert local[0].shape == (2,)
-        mean = torch.stack(local).mean(0)
         parts = []
         for share in shares:
             part = toys.batch([SIZE] * len(share), seeds=[batch.seeds[i] for i in share])
-            part.images = batch.images[share]
-            parts.append(criterion(only(proposals, share), part, [targets[i] for i in share], mean))
+            part = replace(part, images=batch.images[share], targets=[targets[i] for i in share])
+            parts.append((only(proposals, share), part))
+        mean = torch.stack([normalizers(criterion, *part) for part in parts]).mean(0)
+        parts = [criterion(*part, lambda own, mean=mean: mean) for part in parts]
         average = {name: sum(p[name] for p in parts) / len(shares) for name in whole}
         assert totals(average) == pytest.approx(totals(whole), rel=1e-5)
         for a, b in zip(torch.autograd.grad(sum(average.values()), leaves), grads, strict=True):
@@ -154,8 +170,8 @@ def test_permuted_queries(toys):
     proposals, order = toys.proposals(batch, 7, 5, layers=2), torch.randperm(7)
     permuted = [Proposals(p.class_logits[:, order], p.mask_logits[:, order]) for p in proposals]
     criterion = Criterion(num_points=100)
-    expected = totals(criterion(proposals, batch, targets))
-    assert totals(criterion(permuted, batch, targets)) == pytest.approx(expected, rel=1e-5)
+    expected = totals(criterion(proposals, having(batch, targets)))
+    assert totals(criterion(permuted, having(batch, targets))) == pytest.approx(expected, rel=1e-5)
 
 
 def perfect(target, size, queries, classes, swap=False):
@@ -181,9 +197,9 @@ def test_perfect_prediction_costs_next_to_nothing(toys, mask_loss):
     target = SegmentMap(ids, torch.tensor([3, 1]))
     batch = toys.batch([(64, 64)])
     criterion = Criterion(num_points=500, mask_loss=mask_loss)
-    losses = criterion([perfect(target, (64, 64), 6, 4, swap=True)], batch, [target])
+    losses = criterion([perfect(target, (64, 64), 6, 4, swap=True)], having(batch, [target]))
     assert totals(losses) == pytest.approx(dict.fromkeys(KEYS, 0.0), abs=1e-4)
-    wrong = criterion([perfect(SegmentMap(ids.T.contiguous(), target.labels), (64, 64), 6, 4)], batch, [target])
+    wrong = criterion([perfect(SegmentMap(ids.T.contiguous(), target.labels), (64, 64), 6, 4)], having(batch, [target]))
     assert wrong["mask"] > 1
     assert wrong["dice"] > 1
 
@@ -193,7 +209,7 @@ def test_perfect_boxes_cost_next_to_nothing(toys):
     ids[:, 32:], ids[:16, 32:] = 1, VOID
     target = SegmentMap(ids, torch.tensor([3, 1]))
     boxes = Boxes(torch.tensor([[0.0, 0, 32, 64], [32, 16, 64, 64]]), target.labels)
-    losses = Criterion()([perfect(target, (64, 64), 6, 4)], toys.batch([(64, 64)]), [boxes])
+    losses = Criterion()([perfect(target, (64, 64), 6, 4)], having(toys.batch([(64, 64)]), [boxes]))
     assert sum(losses.values()) < 1e-4
 
 
@@ -207,7 +223,7 @@ def test_void_has_no_influence(toys):
     for p in changed:  # cells 4..13 are void; the bilinear support of valid points reaches one cell into them
         p.mask_logits[..., 5:13, 5:13] = 100 * torch.randn(8, 8)
     criterion = Criterion(num_points=500)
-    before, after = (criterion(p, batch, [target]) for p in (proposals, changed))
+    before, after = (criterion(p, having(batch, [target])) for p in (proposals, changed))
     assert totals(before) == totals(after)
     sum(before.values()).backward()
     for p in proposals:
@@ -224,27 +240,27 @@ def test_padding_has_no_influence(toys):
         masks[..., :8, :12] = alone[0].mask_logits.detach()
         padded = [Proposals(alone[0].class_logits, masks)]
         criterion = Criterion(num_points=300)
-        expected = totals(criterion(alone, toys.batch([small]), [target]))
+        expected = totals(criterion(alone, having(toys.batch([small]), [target])))
         batch = toys.batch([small], divisor_size=large)
-        assert totals(criterion(padded, batch, [target])) == pytest.approx(expected, rel=1e-4)
+        assert totals(criterion(padded, having(batch, [target]))) == pytest.approx(expected, rel=1e-4)
         if isinstance(target, Boxes):
             masks[..., 8:, :] = masks[..., 12:] = 50.0
-            assert totals(criterion(padded, batch, [target])) == pytest.approx(expected, rel=1e-4)
+            assert totals(criterion(padded, having(batch, [target]))) == pytest.approx(expected, rel=1e-4)
         else:
             ids = torch.full(large, VOID, dtype=torch.int32)
             ids[: small[0], : small[1]] = target.ids
             in_padding = SegmentMap(ids, target.labels)
-            assert totals(criterion(padded, batch, [in_padding])) == pytest.approx(expected, rel=1e-4)
+            assert totals(criterion(padded, having(batch, [in_padding]))) == pytest.approx(expected, rel=1e-4)
 
 
 def test_points_depend_on_the_seed_alone(toys):
     target, criterion = toys.map(SIZE, 4, 5), Criterion(num_points=50)
     batch = toys.batch([SIZE], seeds=[1])
     proposals = toys.proposals(batch, 6, 5)
-    first = totals(criterion(proposals, batch, [target]))
+    first = totals(criterion(proposals, having(batch, [target])))
     torch.manual_seed(99)
-    assert totals(criterion(proposals, batch, [target])) == first
-    assert totals(criterion(proposals, toys.batch([SIZE], seeds=[2]), [target])) != first
+    assert totals(criterion(proposals, having(batch, [target]))) == first
+    assert totals(criterion(proposals, having(toys.batch([SIZE], seeds=[2]), [target]))) != first
 
 
 def test_gradients_are_finite_under_bfloat16_autocast(toys):
@@ -255,7 +271,7 @@ def test_gradients_are_finite_under_bfloat16_autocast(toys):
         masks = torch.einsum("bqd,bdhw->bqhw", features, pixels)
         classes = features @ torch.randn(8, 6)
         assert masks.dtype == torch.bfloat16
-        losses = Criterion(num_points=64, affinity_weight=1.0)([Proposals(classes, masks)] * 2, batch, targets)
+        losses = Criterion(num_points=64, affinity_weight=1.0)([Proposals(classes, masks)] * 2, having(batch, targets))
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert features.grad.isfinite().all()
@@ -269,32 +285,34 @@ def test_extreme_logits_stay_finite(toys):
     for p in proposals:
         p.class_logits.requires_grad_()
         p.mask_logits.requires_grad_()
-    sum(Criterion(num_points=64, affinity_weight=1.0)(proposals, batch, targets).values()).backward()
+    sum(Criterion(num_points=64, affinity_weight=1.0)(proposals, having(batch, targets)).values()).backward()
     assert all(t.grad.isfinite().all() for p in proposals for t in (p.class_logits, p.mask_logits))
 
 
 def test_more_targets_than_queries(toys):
     batch = toys.batch([SIZE] * 2)
     targets = [toys.map(SIZE, 9, 5, void=False), toys.boxes(SIZE, 11, 5)]
-    losses = Criterion(num_points=64)(toys.proposals(batch, 4, 5, layers=2), batch, targets)
+    losses = Criterion(num_points=64)(toys.proposals(batch, 4, 5, layers=2), having(batch, targets))
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-    assert Criterion().normalizers(targets, toys.proposals(batch, 4, 5)[0]).tolist() == [20, 8]
+    assert normalizers(Criterion(), toys.proposals(batch, 4, 5), having(batch, targets)).tolist() == [20, 8]
 
 
 def test_normalizers_count_segments_and_class_weights(toys):
     # 4 + 3 + 0 + 5 segments (crowd left out); 12 matched queries of 4 x 6, the others weigh 0.1
-    values = Criterion().normalizers(some_targets(toys), toys.proposals(toys.batch([SIZE] * 4), 6, 5)[0])
+    batch = having(toys.batch([SIZE] * 4), some_targets(toys))
+    values = normalizers(Criterion(), toys.proposals(batch, 6, 5), batch)
+    assert values.shape == (2,)
     torch.testing.assert_close(values, torch.tensor([12.0, 12 + 0.1 * 12]))
 
 
-def test_box_supervision_off_teaches_masks_nothing(toys):
+def test_box_supervision_off_gives_masks_no_gradient(toys):
     batch = toys.batch([SIZE])
     proposals = toys.proposals(batch, 6, 5)
     target = toys.boxes(SIZE, 3, 5)
-    losses = Criterion(box_supervision="off", affinity_weight=1.0)(proposals, batch, [target])
+    losses = Criterion(box_supervision="off", affinity_weight=1.0)(proposals, having(batch, [target]))
     assert list(losses) == KEYS
     assert losses["projection"] == 0
-    torch.testing.assert_close(losses["class"], Criterion()(proposals, batch, [target])["class"])
+    torch.testing.assert_close(losses["class"], Criterion()(proposals, having(batch, [target]))["class"])
     sum(losses.values()).backward()
     assert proposals[0].mask_logits.grad.abs().sum() == 0
 
@@ -305,7 +323,8 @@ def test_weights_scale_the_losses(toys):
     targets = [toys.map(SIZE, 1, 3), toys.boxes(SIZE, 1, 3)]
     proposals = toys.proposals(batch, 1, 3)
     ones = Criterion(num_points=64, class_weight=1, mask_weight=1, dice_weight=1, projection_weight=1)
-    base, default = totals(ones(proposals, batch, targets)), totals(Criterion(num_points=64)(proposals, batch, targets))
+    batch = having(batch, targets)
+    base, default = totals(ones(proposals, batch)), totals(Criterion(num_points=64)(proposals, batch))
     assert default == pytest.approx({n: w * base[n] for n, w in zip(KEYS, (2, 5, 5, 5), strict=True)})
 
 
@@ -314,12 +333,10 @@ def test_errors_name_the_image(toys):
     proposals = toys.proposals(batch, 6, 5)
     good = toys.map(SIZE, 3, 5)
     with pytest.raises(ValueError, match="image image-1: its target is 9 x 9"):
-        Criterion()(proposals, batch, [good, toys.map((9, 9), 3, 5)])
-    with pytest.raises(ValueError, match="1 targets for a batch of 2"):
-        Criterion()(proposals, batch, [good])
+        Criterion()(proposals, having(batch, [good, toys.map((9, 9), 3, 5)]))
     with torch.no_grad():
         proposals[0].mask_logits[1] = float("nan")
     with pytest.raises(NonFiniteCostError, match="'image-1'"):
-        Criterion()(proposals, batch, [good, good])
+        Criterion()(proposals, having(batch, [good, good]))
     with pytest.raises(ValueError, match="oversample_ratio >= 1"):
         Criterion(oversample_ratio=0.5)

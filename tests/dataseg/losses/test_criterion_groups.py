@@ -1,5 +1,7 @@
 """The criterion on proposals of which some stand for others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -18,6 +20,10 @@ def grouped(proposals, targets, mode="sum"):
     return merge_before_loss(proposals, targets, STUFF, Task.SEMANTIC, mode)
 
 
+def having(batch, targets):
+    return replace(batch, targets=targets)
+
+
 def total(losses):
     return sum(losses.values())
 
@@ -34,9 +40,9 @@ def test_one_query_per_class_is_the_ordinary_loss(toys):
         for p in proposals:
             p.class_logits[:, range(8), [0, 1, 2, 3, 4, 5, 5, 5]] += 20
     criterion = Criterion(num_points=64)
-    expected = criterion(proposals, batch, targets)
+    expected = criterion(proposals, having(batch, targets))
     merged, representatives = grouped(proposals, targets)
-    found = criterion(merged, batch, targets, representatives=representatives)
+    found = criterion(merged, having(batch, targets), representatives=representatives)
     torch.testing.assert_close(found, expected)
     leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
     gradients = [torch.autograd.grad(total(losses), leaves) for losses in (found, expected)]
@@ -52,7 +58,7 @@ def test_permuted_queries(toys, mode):
     for these in (proposals, permuted):
         merged, representatives = grouped(these, targets, mode)
         assert (representatives != torch.arange(9)).any()
-        losses.append(criterion(merged, batch, targets, representatives=representatives))
+        losses.append(criterion(merged, having(batch, targets), representatives=representatives))
     torch.testing.assert_close(*losses)
 
 
@@ -73,7 +79,7 @@ def test_a_matched_group_is_taught_as_one(toys):
         proposals[0].mask_logits[:, 3:] -= 9
     merged, representatives = grouped(proposals, [target])
     assert representatives.tolist() == [[[1, 1, 1, 4, 4, 5]]]
-    losses = Criterion(num_points=64)(merged, batch, [target], representatives=representatives)
+    losses = Criterion(num_points=64)(merged, having(batch, [target]), representatives=representatives)
     taught, weights = torch.tensor([3, 3, 3, 5, 5, 5]), torch.tensor([0.1, 1, 0.1, 0.1, 0.1, 0.1])
     nll = functional.cross_entropy(proposals[0].class_logits[0], taught, reduction="none")
     torch.testing.assert_close(losses["class"], 2 * (nll * weights).sum() / weights.sum())
@@ -83,7 +89,7 @@ def test_a_matched_group_is_taught_as_one(toys):
 
 
 @pytest.mark.parametrize(("segments", "followers"), [(2, 0), (3, 0), (4, 1), (6, 3), (9, 3)])
-def test_followers_are_matched_only_where_segments_outnumber_leaders(toys, segments, followers):
+def test_followers_are_matched_only_where_segments_outnumber_representatives(toys, segments, followers):
     (proposals,) = two_groups()
     representatives = torch.tensor([[[1, 1, 1, 4, 4, 5]]])
     target, points = toys.map(SIZE, segments, 5, void=False), torch.rand(50, 2)
@@ -102,7 +108,7 @@ def test_the_graph_is_the_same_without_targets(toys):
         for targets in ([toys.map(SIZE, 0, 5)] * 2, [toys.map(SIZE, 4, 5)] * 2):
             proposals = toys.proposals(batch, 7, 5, layers=3)
             merged, representatives = grouped(proposals, targets, mode)
-            losses = Criterion(num_points=16)(merged, batch, targets, representatives=representatives)
+            losses = Criterion(num_points=16)(merged, having(batch, targets), representatives=representatives)
             total(losses).backward()
             grads = [grad for p in proposals for grad in (p.class_logits.grad, p.mask_logits.grad)]
             assert all(grad is not None and grad.isfinite().all() for grad in grads)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dataseg.network import LinearClassifier, TextClassifier
+from dataseg.network import LinearClassifier, PerVocabularyClassifier, TextClassifier, classifier_for
 from dataseg.structures import ClassEmbeddings, UserError
 
 
@@ -96,8 +96,7 @@ def named(name, count, dim=12):
 
 
 def test_learnt_classes_take_the_place_of_text():
-    classifier, queries = TextClassifier(8, 12), torch.randn(2, 3, 8)
-    classifier.learn_classes({"a": 4, "b": 2})
+    classifier, queries = PerVocabularyClassifier(TextClassifier(8, 12), {"a": 4, "b": 2}, ()), torch.randn(2, 3, 8)
     logits = classifier(queries, named("a", 4))
     embedded, own = classifier.projection(queries), classifier.class_vectors["a"].weight
     expected = functional.cosine_similarity(embedded[..., None, :], own, dim=-1) / 0.07
@@ -110,9 +109,8 @@ def test_learnt_classes_take_the_place_of_text():
 
 
 def test_separate_backgrounds_start_alike_and_differ_once_learnt():
-    shared, separate = TextClassifier(8, 12), TextClassifier(8, 12)
-    separate.load_state_dict(shared.state_dict())
-    separate.separate_backgrounds(["a", "b"])
+    shared = TextClassifier(8, 12)
+    separate = PerVocabularyClassifier(shared, {}, ["a", "b"])
     assert "background" not in separate.state_dict()
     queries, a, b = torch.randn(2, 3, 8), *(embeddings([1, 1]) for _ in "ab")
     a.vocabulary, b.vocabulary = "a", "b"
@@ -127,9 +125,7 @@ def test_separate_backgrounds_start_alike_and_differ_once_learnt():
 
 
 def test_every_step_has_the_same_parameters():
-    classifier = TextClassifier(8, 12)
-    classifier.learn_classes({"a": 4, "b": 2})
-    classifier.separate_backgrounds(["a", "b"])
+    classifier = PerVocabularyClassifier(TextClassifier(8, 12), {"a": 4, "b": 2}, ["a", "b"])
     classifier(torch.randn(1, 2, 8), named("b", 2)).sum().backward()
     assert all(p.grad is not None for p in classifier.parameters())
     assert not classifier.class_vectors["a"].weight.grad.any()
@@ -138,10 +134,7 @@ def test_every_step_has_the_same_parameters():
 
 def test_state_of_other_vocabularies():
     def make(**vocabularies):
-        classifier = TextClassifier(8, 12)
-        classifier.learn_classes(vocabularies)
-        classifier.separate_backgrounds(vocabularies)
-        return classifier
+        return PerVocabularyClassifier(TextClassifier(8, 12), vocabularies, vocabularies)
 
     trained, here = make(a=4, b=2), make(b=2, c=3)
     state = {f"net.{name}": value for name, value in trained.state_dict().items()}
@@ -150,14 +143,10 @@ def test_state_of_other_vocabularies():
     here.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})
     assert torch.equal(here.class_vectors["b"].weight, trained.class_vectors["b"].weight)
     assert torch.equal(here.class_vectors["c"].weight, start)
-    copy = TextClassifier(8, 12)
-    copy.adopt(trained.state_dict())
-    copy.load_state_dict(trained.state_dict())
+    classifier_for(TextClassifier(8, 12), trained.state_dict()).load_state_dict(trained.state_dict())
     plain = TextClassifier(8, 12)
-    plain.adopt(plain.state_dict())
-    assert plain.background is not None
-    backgrounds = TextClassifier(8, 12)
-    backgrounds.separate_backgrounds(["b", "c"])
+    assert classifier_for(plain, plain.state_dict()) is plain
+    backgrounds = PerVocabularyClassifier(TextClassifier(8, 12), {}, ["b", "c"])
     for other in (plain, backgrounds):
         text = {f"net.{name}": value for name, value in other.state_dict().items()}
         assert here.align(text, "net.") == []

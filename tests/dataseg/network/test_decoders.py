@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.mask2former import modeling_mask2former as reference
 
-from dataseg.network import Backbone
+from dataseg.network import Backbone, PixelDecoder
 from dataseg.network.pixel_decoder import MultiScaleDeformableAttention
 from dataseg.network.position_encoding import sine_position_encoding
 from dataseg.network.transformer_decoder import Attention, visible_pixels
@@ -44,6 +44,32 @@ class TinyBackbone(Backbone):
 
 def network(**options):
     return tiny.network(TinyBackbone(), **{"text_dim": 3} | options)
+
+
+class TinyPixelDecoder(PixelDecoder):
+    """One convolution a map."""
+
+    def __init__(self, in_channels, dim):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, dim, 1) for channels in in_channels)
+
+    def forward(self, features):
+        finest, *rest = (conv(feature) for conv, feature in zip(self.convs, features, strict=True))
+        return finest, rest[::-1]
+
+
+def test_a_pixel_decoder_of_ones_own():
+    model = network(pixel_decoder=TinyPixelDecoder(TinyBackbone.channels, 32))
+    assert model(torch.rand(2, 3, 64, 96) * 255, CLASSES)[-1].mask_logits.shape == (2, 6, 16, 24)
+    assert model.fsdp_blocks() == list(model.transformer_decoder.layers)
+
+
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+def test_fsdp_blocks_share_no_parameter(backbone):
+    blocks = [{id(p) for p in block.parameters()} for block in tiny.network(backbone).fsdp_blocks()]
+    assert len(blocks) >= 8  # four stages or blocks of the backbone, one and three layers of the decoders
+    assert all(blocks)
+    assert sum(map(len, blocks)) == len(set().union(*blocks))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

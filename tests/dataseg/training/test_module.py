@@ -1,9 +1,12 @@
 """What the module makes of datasets' vocabularies, before any training."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F  # noqa: N812
+from lightning.pytorch.strategies import FSDPStrategy
 
 from dataseg.checkpoint.load import load_run
 from dataseg.losses import Criterion
@@ -68,9 +71,16 @@ def test_weights_of_a_run_are_started_from(tmp_path, option):
         UserError, match=r"last\.ckpt: of another network than the configuration's, \d+ tensors differ: "
     ):
         load_run(tiny.network(hidden_dim=64), path)
-    with pytest.raises(UserError, match="does not have"):
+    with pytest.raises(UserError, match=r"published weights: .*last\.ckpt has none"):
         make({"a": vocabulary("mine", "dog")}, weights=path, classifier="linear")
 
 
 def test_any_name_will_do_for_text():
     make({"a": vocabulary("my v1.2", "dog"), "b": vocabulary("train", "cat"), "c": vocabulary("items", "car")})
+
+
+def test_fsdp1_is_refused():
+    module = make({"a": vocabulary("mine", "dog")})
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    with pytest.raises(UserError, match="take STRATEGY=fsdp"):
+        module.configure_model()

@@ -30,6 +30,10 @@ class Backbone(nn.Module):
         """``[B, 3, H, W]``, normalised -> maps ``[B, channels[i], ceil(H / STRIDES[i]), ceil(W / STRIDES[i])]``."""
         raise NotImplementedError
 
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """What is gathered and freed at a time in sharded training; the rest is gathered with the whole network."""
+        return []
+
     def lr_scale(self, parameter: str) -> float:
         """Factor on the learning rate of one of the backbone's parameters, by its name in `named_parameters`."""
         return 1.0

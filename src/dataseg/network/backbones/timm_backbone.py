@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD, STRIDES, Backbone
@@ -78,6 +79,11 @@ class TimmBackbone(Backbone):
                 map_BHWC = self.norms[index](map_BHWC)
             maps.append(map_BHWC.permute(0, 3, 1, 2))
         return maps
+
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """The model's stages, if it runs them as modules of their own."""
+        stages = self.model.children() if isinstance(self.model, FeatureListNet) else ()
+        return [stage for stage in stages if any(True for _ in stage.parameters())]
 
     def no_weight_decay(self) -> set[str]:
         """What timm says of the whole model."""

@@ -94,6 +94,10 @@ class ViTDet(Backbone):
                 x = block(x)
         return x.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """See `Backbone.fsdp_blocks`."""
+        return [*self.blocks, self.pyramid]
+
     def lr_scale(self, parameter: str) -> float:
         """See `Backbone.lr_scale`: 1 for the pyramid, and one more factor of ``lr_decay`` for each block down."""
         block = re.match(r"blocks\.(\d+)\.", parameter)
