@@ -25,7 +25,7 @@ from _common import Report, ratio, side_by_side
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
-from dataseg.io.rle import encode_masks
+from dataseg.io.rle import encode_mask
 from dataseg.metrics import MaskAveragePrecision, PanopticQuality
 from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Vocabulary
 
@@ -182,8 +182,10 @@ def make_masks(rng: np.random.Generator, count: int, classes: int) -> list[dict[
 def ours_ap(images: list[dict[str, Any]], vocabulary: Vocabulary) -> MaskAveragePrecision:
     metric = MaskAveragePrecision(vocabulary)
     for number, image in enumerate(images):
-        prediction = InstanceMasks(list(encode_masks(image["masks"])), image["labels"], SIZE, scores=image["scores"])
-        target = InstanceMasks(list(encode_masks(image["truth"])), image["truth_labels"], SIZE)
+        prediction = InstanceMasks(
+            [encode_mask(mask) for mask in image["masks"].numpy()], image["labels"], SIZE, scores=image["scores"]
+        )
+        target = InstanceMasks([encode_mask(mask) for mask in image["truth"].numpy()], image["truth_labels"], SIZE)
         metric.update(prediction, target, str(number))
     metric.compute()
     return metric

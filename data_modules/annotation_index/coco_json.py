@@ -18,7 +18,9 @@ from data_modules.annotation_index.build import Counts
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, Packed, PackedBuilder, image_batch
+from dataseg.io.coco import area_of, box_of, crowd_of
 from dataseg.io.images import stated_size
+from dataseg.io.rle import RLE
 from dataseg.structures import UserError
 
 MIN_SIDE = 1.0
@@ -32,13 +34,8 @@ SKIPPED = -1
 _STEP = 1 << 20
 _MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
-ToRle = Callable[[Any, int, int], bytes]
-"""(segmentation, rows, columns) -> compressed run lengths, empty = no mask is given."""
-
-
-def crowd_of(record: Mapping[str, Any]) -> bool:
-    """``iscrowd`` of a record, which some tools write as text; absent or null = no crowd."""
-    return bool(int(record.get("iscrowd") or 0))
+ReadMask = Callable[[Any, int, int], RLE | None]
+"""(segmentation, rows, columns) -> mask; `dataseg.io.rle.mask_of`."""
 
 
 class RowOf:
@@ -114,7 +111,9 @@ class ImageTable:
                     if number in self.row_of:
                         raise UserError(f"two images have the same id {number!r}")
                 except _MISTAKES as error:
-                    on_problem(f"{path}: list of images: image {position}: {_reason(error)}")
+                    on_problem(
+                        f"{path}: list of images: image {position}: {_reason(error, record, 'field {} is missing')}"
+                    )
                     continue
                 self.row_of[number] = SKIPPED if skipped else count + len(kept)
                 self.skipped += skipped
@@ -157,12 +156,13 @@ class AnnotationTable:
 
     Args:
         label_of: ``category_id`` -> label.
-        to_rle: reads masks; None = boxes alone are wanted.
+        read_mask: reads masks; None = boxes alone are wanted.
 
     Attributes:
         rows: `RECORD`, or with masks `RECORD_WITH_AREA`; those of skipped images are left out.
         rles: one entry a row, if masks are wanted.
         per_image: int64 ``[N]``, number of rows of each image.
+        without_pixel: annotations, crowds aside, that state a mask without any pixel in the image.
     """
 
     def __init__(
@@ -170,16 +170,17 @@ class AnnotationTable:
         path: Path,
         images: ImageTable,
         label_of: Mapping[int, int],
-        to_rle: ToRle | None,
+        read_mask: ReadMask | None,
         advance: Advance,
         on_problem: OnProblem,
     ) -> None:
-        self._path, self._images, self._label_of, self._to_rle = path, images, label_of, to_rle
-        rows = _Rows(RECORD if to_rle is None else RECORD_WITH_AREA)
+        self._path, self._images, self._label_of, self._read_mask = path, images, label_of, read_mask
+        rows = _Rows(RECORD if read_mask is None else RECORD_WITH_AREA)
         rles = PackedBuilder()
         self.per_image = np.zeros(len(images), dtype=np.int64)
+        self.without_pixel = 0
         for first, batch in stream_records(path, "annotations", advance=advance):
-            found = self._at_once(batch) if to_rle is None else None
+            found = self._at_once(batch) if read_mask is None else None
             if found is None:
                 found, masks = self._one_by_one(first, batch, on_problem)
                 rles.extend(masks)
@@ -206,43 +207,45 @@ class AnnotationTable:
         return rows[rows["image"] != SKIPPED] if self._images.skipped else rows
 
     def _one_by_one(self, first: int, batch: list[Any], on_problem: OnProblem) -> tuple[NDArray[Any], list[bytes]]:
-        rows = np.empty(len(batch), dtype=RECORD if self._to_rle is None else RECORD_WITH_AREA)
+        rows = np.empty(len(batch), dtype=RECORD if self._read_mask is None else RECORD_WITH_AREA)
         rles: list[bytes] = []
         used = 0
         for position, record in enumerate(batch, first):
             try:
                 if self._images.row_of[record["image_id"]] == SKIPPED:
                     continue
-                self._fill(rows[used : used + 1], record)
-                if self._to_rle is not None:
-                    size = self._images.sizes[rows["image"][used]]
-                    rles.append(self._to_rle(record.get("segmentation"), int(size[0]), int(size[1])))
-            except KeyError as error:
-                on_problem(
-                    f"{self._path}: annotation {position} (id {record.get('id')}): {error} is missing, "
-                    "or is an image or category the file or the vocabulary lacks"
-                )
-                continue
+                mask = self._fill(rows[used : used + 1], record)
             except _MISTAKES as error:
-                on_problem(f"{self._path}: annotation {position}: {error}")
+                number = f" (id {record.get('id')})" if isinstance(record, dict) else ""
+                on_problem(f"{self._path}: annotation {position}{number}: {_reason(error, record, _MISSING)}")
                 continue
+            rles += [] if self._read_mask is None else [mask]
             used += 1
         return rows[:used], rles
 
-    def _fill(self, row: NDArray[Any], record: dict[str, Any]) -> None:
-        x, y, width, height = map(float, record["bbox"])
+    def _fill(self, row: NDArray[Any], record: dict[str, Any]) -> bytes:
+        """Fill one row; the counts of its mask, empty if there is none."""
         row["image"] = self._images.row_of[record["image_id"]]
+        rle = None
+        if self._read_mask is not None:
+            size = self._images.sizes[row["image"][0]]
+            rle = self._read_mask(record.get("segmentation"), int(size[0]), int(size[1]))
+        x, y, width, height = box_of(record, rle)
         row["label"] = self._label_of[record["category_id"]]
         row["is_crowd"] = crowd_of(record)
         with np.errstate(over="ignore"):
             row["xyxy"] = x, y, x + width, y + height
         if not np.isfinite(row["xyxy"]).all():
             raise UserError("its box is not finite")
-        if self._to_rle is not None:
+        if self._read_mask is not None:
             with np.errstate(over="ignore"):
-                row["area"] = float(record.get("area", width * height))
+                row["area"] = area_of(record, rle, width * height)
             if not np.isfinite(row["area"]).all():
                 raise UserError("its area is not finite")
+        if rle is None:
+            self.without_pixel += bool(record.get("segmentation")) and not row["is_crowd"][0]
+            return b""
+        return bytes(rle["counts"])
 
     def by_image(self) -> NDArray[np.int32]:
         """Positions in ``rows``, grouped by image and in file order within an image (a counting sort)."""
@@ -264,7 +267,7 @@ def detection_batches(
     path: Path,
     label_of: Mapping[int, int],
     skip: frozenset[str],
-    to_rle: ToRle | None,
+    read_mask: ReadMask | None,
     counts: Counts,
     advance: Advance,
     on_problem: OnProblem,
@@ -276,7 +279,7 @@ def detection_batches(
     Args:
         label_of: ``category_id`` -> label.
         skip: images to leave out, by the last two components of their file name.
-        to_rle: reads masks; None = boxes alone are wanted.
+        read_mask: reads masks; None = boxes alone are wanted.
         counts: what was dropped is added.
 
     Raises:
@@ -284,10 +287,11 @@ def detection_batches(
     """
     images = ImageTable(path, skip, on_problem)
     counts["skipped_images"] = images.skipped
-    table = AnnotationTable(path, images, label_of, to_rle, advance, on_problem)
+    table = AnnotationTable(path, images, label_of, read_mask, advance, on_problem)
     images.row_of = RowOf()  # no longer needed, and large
     order = table.by_image()
     ends = np.concatenate([[0], np.cumsum(table.per_image)])
+    lost = table.without_pixel
     for start in range(0, len(images), BLOCK):
         end = min(start + BLOCK, len(images))
         chosen = order[ends[start] : ends[end]]
@@ -295,10 +299,11 @@ def detection_batches(
         block["image"] -= start
         sizes = images.sizes[start:end]
         columns: dict[str, NDArray[Any] | list[bytes]] = {}
-        if to_rle is None:
+        if read_mask is None:
             kept, dropped = clean_boxes(block, sizes)
             if on_problem is not raise_problem:
                 _name_dropped(path, images, start, block, kept, on_problem)
+            lost += dropped["degenerate_boxes"]
             block = kept
             names = ["xyxy", "label"]
         else:
@@ -311,6 +316,15 @@ def detection_batches(
         columns |= {name: np.ascontiguousarray(block[name]) for name in names}
         rows = np.bincount(block["image"], minlength=end - start)
         yield image_batch(_part(images.ids, start, end), _part(images.file_names, start, end), sizes, rows, columns)
+    total = int((~table.rows["is_crowd"]).sum())
+    if 2 * lost > total:  # the file was misread, whatever its single records look like
+        what = (
+            f"have boxes less than {MIN_SIDE:g} pixel wide or high within their image: are they [x, y, width, height]"
+            " in pixels, and do the image sizes agree?"
+            if read_mask is None
+            else "state a mask without any pixel in the image: are its coordinates x, y in pixels?"
+        )
+        on_problem(f"{path}: {lost} of {total} annotations {what}")
 
 
 def _part(column: Packed, start: int, end: int) -> list[bytes]:
@@ -374,5 +388,11 @@ def clean_boxes(table: NDArray[np.void], sizes: NDArray[np.int32]) -> tuple[NDAr
     return table[solid & ~crowd & first], counts
 
 
-def _reason(error: Exception) -> str:
-    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+_MISSING = "{} is missing, or is an image or category the file or the vocabulary lacks"
+
+
+def _reason(error: Exception, record: Any, missing: str) -> str:
+    """In words; what Python says of a record of other types is no help to anyone."""
+    if isinstance(error, KeyError):
+        return missing.format(error)
+    return str(error) if isinstance(error, UserError) else f"malformed record {record!r:.200}"

@@ -18,7 +18,7 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image
-from dataseg.io.rle import to_rle
+from dataseg.io.rle import mask_of
 from dataseg.structures import InstanceMasks, Target, Task
 
 
@@ -34,7 +34,7 @@ class InstanceReader(IndexedReader):
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = self.vocabulary.index_of
-        batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), to_rle)
+        batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), mask_of)
         settings = {"kind": "instances", "label_of": label_of}
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 

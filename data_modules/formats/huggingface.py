@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules import vocabularies
-from data_modules.annotation_index.coco_json import RECORD, clean_boxes, crowd_of
+from data_modules.annotation_index.coco_json import RECORD, clean_boxes
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.label_maps import UnknownLabelError, label_table, rows_of_labels
 from data_modules.formats.panoptic_reader import rows_of_colors
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import MissingDataError, candidates
+from dataseg.io.coco import crowd_of
 from dataseg.io.images import ImageArray, Shrink, decode_image, decode_labels, decode_rgb_ids
 from dataseg.structures import Boxes, SegmentMap, Target, Task, UserError
 

@@ -24,7 +24,7 @@ from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, image_size, read_image
 from dataseg.io.paths import IMAGE_SUFFIXES, FileNames
-from dataseg.io.rle import to_rle
+from dataseg.io.rle import encode_mask, mask_of
 from dataseg.structures import Target, Task, UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -289,11 +289,12 @@ def _mask(parts: list[Shape], size: tuple[int, int]) -> bytes:
     """Compressed run lengths of an object; empty if it is a box."""
     if parts[0].mask is not None:
         mask = np.any([part.mask for part in parts if part.mask is not None], axis=0)
-        return bytes(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
+        return bytes(encode_mask(mask)["counts"])
     polygons = [
         np.asarray(part.polygon, dtype=np.float64).ravel().tolist() for part in parts if part.polygon is not None
     ]
-    return to_rle(polygons, *size)
+    rle = mask_of(polygons, *size)
+    return b"" if rle is None else bytes(rle["counts"])
 
 
 def ellipse(numbers: Sequence[float], degrees: float = 0) -> Points:

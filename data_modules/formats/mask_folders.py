@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
@@ -17,6 +16,7 @@ from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image, read_mask
 from dataseg.io.paths import inside, list_files
+from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
 from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError, Vocabulary
 
@@ -129,7 +129,7 @@ class MaskFolders(IndexedReader):
     def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:
         if self.gives == "masks":
             return InstanceMasks(
-                rles=[coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) if m.any() else None for m in masks],
+                rles=[encode_mask(m) if m.any() else None for m in masks],
                 labels=torch.from_numpy(labels.astype(np.int64)),
                 size=size,
             )

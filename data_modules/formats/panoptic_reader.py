@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.annotation_index.build import Counts, build_index
-from data_modules.annotation_index.coco_json import crowd_of
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
+from dataseg.io.coco import crowd_of
 from dataseg.io.id_map import Runs
 from dataseg.io.images import ImageArray, Shrink, read_image, read_rgb_ids, stated_size
 from dataseg.io.paths import inside

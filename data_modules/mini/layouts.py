@@ -13,11 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
 from data_modules.mini.scenes import VOID, Scene
 from data_modules.mini.sprites import Array
+from dataseg.io.rle import encode_mask, rle_to_json
 
 Record = dict[str, Any]
 NumberedScenes = Iterable[tuple[np.random.Generator, Scene]]
@@ -267,8 +267,7 @@ def _mask_fields(rng: np.random.Generator, record: Record, mask: Array) -> Recor
     polygons = polygons_of(mask)
     if polygons and rng.random() < 0.5:
         return {"area": int(mask.sum()), "segmentation": polygons}
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"area": int(mask.sum()), "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()}}
+    return {"area": int(mask.sum()), "segmentation": rle_to_json(encode_mask(mask))}
 
 
 def polygons_of(mask: Array, fineness: int = 4) -> list[list[float]]:

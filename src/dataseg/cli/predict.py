@@ -29,7 +29,7 @@ from dataseg.config.instantiate import packages_of
 from dataseg.deployment.from_run import model_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
 from dataseg.io.images import read_picture, write_png
-from dataseg.io.rle import encode_masks, rle_to_json
+from dataseg.io.rle import encode_mask, rle_to_json
 from dataseg.prediction_files import write_json
 from dataseg.structures import SegmentMap, Segments, Task, UserError, Vocabulary
 from dataseg.visualization.overlay import confident, draw
@@ -93,7 +93,7 @@ def _rles(segments: Segments) -> Iterator[dict[str, Any]]:
     """One by one: hundreds of masks of a large image would not fit into memory."""
     if isinstance(segments, SegmentMap):
         for k in range(len(segments)):
-            yield encode_masks((segments.ids == k)[None])[0]
+            yield encode_mask((segments.ids == k).numpy())
     else:
         yield from (rle for rle in segments.rles if rle is not None)  # only ground truth lacks masks
 

@@ -1,160 +1,182 @@
-"""Masks to COCO run lengths, several times faster than encoding them one by one with pycocotools, equal to the byte.
+"""COCO masks: one checked reader of what annotation and result files state, for training, evaluation and scoring.
 
-Legend: K = masks, H, W = rows, columns. Run lengths go down the columns, first column first.
+Run lengths go down the columns, first column first. pycocotools rasterises, but trusts its input: counts that do not
+fit their image are read past their end, coordinates far outside it end the process. So all is checked before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
+import base64
+import binascii
+import json
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from pycocotools import mask as mask_tools
-from torch import Tensor
 
 from dataseg.structures import UserError
 
-CHUNK_BYTES = 1 << 21
-"""Masks are taken in chunks of about this size, which stay in the processor's cache; at least one at a time."""
+RLE: TypeAlias = dict[str, Any]
+"""A compressed COCO mask: ``{"size": [H, W], "counts": bytes}``."""
+
+REACH = 10
+"""Polygons may reach this many times the image's longer side out of it; beyond, they are refused."""
+
+_WANTED = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or {'size': [rows, columns], 'counts': run lengths}"
+_DEPTH = 6  # lists within lists
+_AS_BYTES = "which pycocotools gives as bytes: write counts.decode() into the file"
 
 
-def encode_masks(masks_KHW: Tensor) -> list[dict[str, Any]]:
-    """Compressed COCO RLEs (``{"size": [H, W], "counts": bytes}``) of bool masks ``[K, H, W]``.
+def rle_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
+    """A record's ``segmentation`` as compressed RLE, rasterised as pycocotools does.
 
-    Only the pixels where a column changes its value are looked at one by one; on a GPU only these leave it.
-    """
-    if masks_KHW.ndim != 3 or masks_KHW.dtype != torch.bool:
-        raise ValueError(f"encode_masks takes bool [K, H, W], got {masks_KHW.dtype} {list(masks_KHW.shape)}")
-    _, rows, columns = masks_KHW.shape
-    chunk = max(1, CHUNK_BYTES // max(1, (rows + 1) * columns))
-    rles = [
-        {"size": [rows, columns], "counts": runs.tolist()}
-        for masks in torch.split(masks_KHW, chunk)
-        for runs in _runs(masks, rows * columns)
-    ]
-    encoded: list[dict[str, Any]] = mask_tools.frPyObjects(rles, rows, columns) if rles else []
-    return encoded
-
-
-def _runs(masks: Tensor, pixels: int) -> Iterator[NDArray[np.int64]]:
-    """Lengths of the runs of each mask, zeros first."""
-    mask, place = _changes_on_cpu(masks) if masks.is_cpu else _changes_on_gpu(masks)
-    key = np.sort(mask * (pixels + 1) + place)
-    # A run that ends with its column and one that starts with the next column are one: both changes go.
-    twice = key[1:] == key[:-1]
-    single = np.ones(len(key), dtype=bool)
-    single[1:] &= ~twice
-    single[:-1] &= ~twice
-    mask, place = np.divmod(key[single], pixels + 1)
-    bounds = np.searchsorted(mask, np.arange(len(masks) + 1))
-    for first, end in pairwise(bounds.tolist()):
-        runs = np.diff(place[first:end], prepend=0, append=pixels)
-        yield runs if len(runs) == 1 or runs[-1] else runs[:-1]
-
-
-def _changes_on_cpu(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Mask and place in column order, ``0..H * W``, of each change down a column, its two ends included."""
-    masks_KHW = masks.numpy().view(np.uint8)
-    count, rows, columns = masks_KHW.shape
-    size = count * (rows + 1) * columns
-    padded = np.zeros(-(-size // 8) * 8, dtype=np.uint8)
-    changed = padded[:size].reshape(count, rows + 1, columns)
-    changed[:, 0] = masks_KHW[:, 0]
-    np.bitwise_xor(masks_KHW[:, 1:], masks_KHW[:, :-1], out=changed[:, 1:-1])
-    changed[:, -1] = masks_KHW[:, -1]
-    words = padded.view(np.uint64)  # eight pixels at once: nearly all are unchanged
-    occupied = np.flatnonzero(words != 0)
-    word, byte = words[occupied].view(np.uint8).reshape(-1, 8).nonzero()
-    mask, rest = np.divmod(occupied[word] * 8 + byte, (rows + 1) * columns)
-    row, column = np.divmod(rest, columns)
-    return mask, column * rows + row
-
-
-def _changes_on_gpu(masks: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`_changes_on_cpu` for any device."""
-    edge = masks.new_zeros(len(masks), 1, masks.shape[2])
-    padded = torch.cat([edge, masks, edge], dim=1)
-    mask, row, column = (padded[:, 1:] ^ padded[:, :-1]).nonzero(as_tuple=True)
-    return mask.cpu().numpy(), (column * masks.shape[1] + row).cpu().numpy()
-
-
-def rle_to_json(rle: dict[str, Any]) -> dict[str, Any]:
-    """A compressed RLE as result files hold it, its counts as text."""
-    counts = rle["counts"]
-    return {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def rle_of(segmentation: Any, rows: int, columns: int) -> dict[str, Any] | None:
-    """A COCO annotation's ``segmentation`` as compressed RLE, rasterised as pycocotools does; None if it gives no mask.
+    Beside COCO's own forms (polygons, plain and compressed counts), those are read that have one meaning: points as
+    pairs or as {x, y} records, a flat list of coordinates, other nesting, ``all_points_x`` and ``all_points_y``, JSON
+    as text, an RLE in a list, whole numbers as floats. Polygons of fewer than three points beside others are left out:
+    they hold no pixel.
 
     Args:
-        segmentation: polygons, plain or compressed run lengths; missing, empty or without counts = no mask.
+        segmentation: as the file states it.
         rows: of the image.
         columns: of the image.
 
-    Raises:
-        ValueError: malformed, or run lengths of another size.
-    """
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
-        if not all(isinstance(p, list) and len(p) >= 4 and len(p) % 2 == 0 for p in segmentation):
-            raise ValueError("polygons are lists of at least two x, y pairs each")
-        if not np.isfinite(np.concatenate([np.asarray(p, dtype=float) for p in segmentation])).all():
-            raise ValueError("a polygon has coordinates that are not finite numbers")
-        polygons: dict[str, Any] = mask_tools.merge(mask_tools.frPyObjects(segmentation, rows, columns))
-        return polygons
-    if not isinstance(segmentation, dict):
-        raise ValueError(f"neither polygons nor run lengths, but {type(segmentation).__name__}")
-    if not segmentation.get("counts"):
-        return None
-    if list(segmentation.get("size", ())) != [rows, columns]:
-        raise ValueError(f"run lengths of size {segmentation.get('size')} in an image of {rows} x {columns}")
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if min(counts) < 0 or sum(counts) != rows * columns:
-            raise ValueError(f"run lengths that add up to {sum(counts)} pixels, not {rows * columns}")
-        plain: dict[str, Any] = mask_tools.frPyObjects(segmentation, rows, columns)
-        return plain
-    return {"size": [rows, columns], "counts": counts.encode() if isinstance(counts, str) else bytes(counts)}
-
-
-def to_rle(segmentation: Any, rows: int, columns: int) -> bytes:
-    """Polygons, plain or compressed run lengths -> compressed run lengths; empty if no mask or no pixel is given.
+    Returns:
+        None if no mask is stated: missing, empty, or without counts. A mask without a pixel is returned as such.
 
     Raises:
-        UserError: run lengths of another size.
+        UserError: anything else; says what was found and what is wanted.
     """
-    if not segmentation:
-        return b""
-    if isinstance(segmentation, dict):
-        if not segmentation.get("counts"):
-            return b""
-        if list(segmentation["size"]) != [rows, columns]:
-            raise UserError(f"run lengths of size {segmentation['size']} in an image of {rows} x {columns}")
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            if min(counts) < 0 or sum(counts) != rows * columns:
-                raise UserError(f"run lengths that add up to {sum(counts)}, not {rows * columns}")
-            return _unless_empty(coco_mask.frPyObjects(segmentation, rows, columns))
-        compressed = counts.encode() if isinstance(counts, str) else bytes(counts)
-        check_run_lengths(compressed, rows * columns)
-        return _unless_empty({"size": [rows, columns], "counts": compressed})
-    polygons = [p for p in segmentation if len(p) >= 6]
+    if isinstance(segmentation, str) and segmentation:
+        try:
+            segmentation = json.loads(segmentation)
+        except (ValueError, RecursionError):
+            raise _malformed(segmentation) from None
+    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
+        segmentation = segmentation[0] if "counts" in segmentation[0] else segmentation
+    if not segmentation and segmentation in (None, [], {}, ""):
+        return None
+    if isinstance(segmentation, dict) and "counts" in segmentation:
+        return _from_counts(segmentation, rows, columns)
+    polygons = [polygon for polygon in _polygons(segmentation) if _is_area(polygon, rows, columns)]
     if not polygons:
+        raise UserError(f"segmentation {_short(segmentation)}: no polygon has three points; wanted: {_WANTED}")
+    if max(float(polygon.max()) for polygon in polygons) <= 1 < min(rows, columns):
+        raise UserError(
+            f"segmentation {_short(segmentation)}: all coordinates lie between 0 and 1, as shares of the image do;"
+            f" wanted: {_WANTED}: multiply x by the width {columns} and y by the height {rows}"
+        )
+    return dict(coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], rows, columns)))
+
+
+def mask_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
+    """`rle_of` for ground truth: None also if the mask has no pixel, as such an instance cannot be found."""
+    rle = rle_of(segmentation, rows, columns)
+    return rle if rle is not None and coco_mask.area(rle) else None
+
+
+def encode_mask(mask_HW: NDArray[Any]) -> RLE:
+    """A mask, bool or 0 and 1, ``[H, W]``, as compressed RLE."""
+    return dict(coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
+
+
+def rle_to_json(rle: RLE) -> RLE:
+    """A compressed RLE as result files hold it, its counts as text."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def _polygons(node: Any, depth: int = 0) -> list[NDArray[np.float64]]:
+    """Coordinates x1, y1, x2, y2, ... of each polygon, at whatever nesting."""
+    if depth == _DEPTH:
+        raise _malformed(node)
+    if isinstance(node, dict) and {"all_points_x", "all_points_y"} <= node.keys():
+        xs, ys = node["all_points_x"], node["all_points_y"]
+        node = (
+            [list(point) for point in zip(xs, ys, strict=False)]
+            if isinstance(xs, list) and isinstance(ys, list)
+            else None
+        )
+    if isinstance(node, list) and node and all(isinstance(p, dict) and {"x", "y"} <= p.keys() for p in node):
+        node = [[point["x"], point["y"]] for point in node]
+    if not isinstance(node, list) or not node:
+        raise _malformed(node)
+    try:
+        numbers = np.array(node, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):  # entries of different lengths
+        return [polygon for entry in node for polygon in _polygons(entry, depth + 1)]
+    if numbers.ndim == 1:
+        return [numbers]
+    if numbers.ndim == 2 and numbers.shape[1] == 2 and len(numbers) >= 3:
+        return [numbers.ravel()]
+    return [polygon for entry in node for polygon in _polygons(entry, depth + 1)]
+
+
+def _is_area(polygon: NDArray[np.float64], rows: int, columns: int) -> bool:
+    if len(polygon) % 2:
+        raise UserError(f"a polygon of {len(polygon)} numbers, which is odd; wanted: {_WANTED}")
+    if not np.isfinite(polygon).all():
+        raise UserError("a polygon has coordinates that are not finite numbers")
+    if np.abs(polygon).max() > (REACH + 1) * max(rows, columns):
+        raise UserError(
+            f"a polygon reaches to {polygon[np.abs(polygon).argmax()]:g}, far outside its image of {rows} x {columns}"
+            f" (rows x columns); wanted: {_WANTED}"
+        )
+    return len(polygon) >= 6
+
+
+def _from_counts(segmentation: RLE, rows: int, columns: int) -> RLE | None:
+    counts, size = segmentation["counts"], segmentation.get("size")
+    if counts is None or len(counts if isinstance(counts, str | list | bytes) else "x") == 0:
+        return None
+    if size is None or list(size if isinstance(size, list | tuple) else ()) != [rows, columns]:
+        hint = ": rows come first" if size == [columns, rows] else ""
+        raise UserError(f"run lengths of size {_short(size)} in an image of {rows} x {columns} (rows x columns){hint}")
+    whole = {"size": [rows, columns]}
+    if isinstance(counts, list):
+        return dict(coco_mask.frPyObjects({**whole, "counts": _whole_numbers(counts, rows * columns)}, rows, columns))
+    if not isinstance(counts, str | bytes):
+        raise UserError(f"counts {_short(counts)}; wanted: a list of run lengths, or compressed counts as text")
+    compressed = counts.encode() if isinstance(counts, str) else counts
+    try:
+        check_run_lengths(compressed, rows * columns)
+    except UserError as error:
+        if compressed[:2] in (b"b'", b'b"'):
+            raise UserError(f"counts {_short(counts)}: the text of a Python bytes object, {_AS_BYTES}") from None
+        if _fits(_from_base64(compressed), rows * columns):
+            raise UserError(f"counts {_short(counts)}: base64 of compressed counts, {_AS_BYTES}") from None
+        raise error
+    return {**whole, "counts": compressed}
+
+
+def _whole_numbers(counts: list[Any], pixels: int) -> list[int]:
+    try:
+        numbers = np.array(counts)
+    except ValueError:
+        numbers = np.array(None)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or (numbers % 1 != 0).any():  # NaN too
+        raise UserError(f"counts {_short(counts)} are not all whole numbers")
+    if numbers.min() < 0 or numbers.sum() != pixels:
+        is_bytes = 0 <= numbers.min() and numbers.max() < 256
+        if is_bytes and _fits(bytes(numbers.astype(np.uint8)), pixels):
+            raise UserError(f"counts {_short(counts)}: byte values of compressed counts, {_AS_BYTES}")
+        raise UserError(f"run lengths that add up to {numbers.sum():g} pixels, not {pixels}")
+    whole: list[int] = numbers.astype(np.int64).tolist()
+    return whole
+
+
+def _fits(counts: bytes, pixels: int) -> bool:
+    try:
+        check_run_lengths(counts, pixels)
+    except UserError:
+        return False
+    return True
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
         return b""
-    for polygon in polygons:
-        if len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
-            raise UserError(f"a polygon of {len(polygon)} numbers, or with one that is not finite")
-    return _unless_empty(coco_mask.merge(coco_mask.frPyObjects(polygons, rows, columns)))
-
-
-def _unless_empty(rle: Any) -> bytes:
-    return bytes(rle["counts"]) if coco_mask.area(rle) > 0 else b""
 
 
 def check_run_lengths(counts: bytes, pixels: int) -> None:
@@ -166,15 +188,24 @@ def check_run_lengths(counts: bytes, pixels: int) -> None:
     values = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((values & 32) == 0)
     if not len(ends) or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() > 63:
-        raise UserError("compressed run lengths that cannot be decoded")
+        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded")
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
     if place.max() > 6:
-        raise UserError("compressed run lengths that cannot be decoded")
+        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded")
     changes = np.add.reduceat((values & 31) << (5 * place), starts)
     changes -= ((values[ends] & 16) != 0) * (np.int64(1) << (5 * (place[ends] + 1)))  # sign extension
     runs = changes.copy()
     for parity in (1, 2):  # from the fourth on, each is the difference to the last but one
         runs[parity::2] = np.cumsum(changes[parity::2])
     if runs.min() < 0 or runs.sum() != pixels:
-        raise UserError(f"run lengths that add up to {runs.sum()}, not {pixels}")
+        raise UserError(f"run lengths that add up to {runs.sum()} pixels, not {pixels}")
+
+
+def _malformed(found: Any) -> UserError:
+    return UserError(f"segmentation {_short(found)}; wanted: {_WANTED}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

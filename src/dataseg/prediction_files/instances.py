@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataseg.io.coco import area_of, box_of, crowd_of, named
 from dataseg.io.json_files import field_of, read_json, records_of
-from dataseg.io.rle import rle_of
+from dataseg.io.rle import mask_of, rle_of
 from dataseg.prediction_files.files import shift_hint
 from dataseg.structures import InstanceMasks, UserError, Vocabulary
 
@@ -49,19 +50,21 @@ class InstanceTruth:
     def load(self, image_id: str) -> InstanceMasks:
         """Instances in the order of the file."""
         size, records = self.sizes[image_id], self.annotations[image_id]
-        masks, labels, areas, boxes = [], [], [], []
+        masks, labels, areas, boxes, is_crowd = [], [], [], [], []
         for position, record in records:
             where = f"{self.path}, annotation {position}"
-            masks.append(_mask(record.get("segmentation"), size, where))
             labels.append(_label(record, self.vocabulary, self.id_shift, where))
-            areas.append(float(field_of(record, "area", where)))
-            x, y, width, height = (float(v) for v in record.get("bbox") or (0, 0, 0, 0))
+            with named(where):
+                masks.append(mask_of(record.get("segmentation"), *size))
+                x, y, width, height = box_of(record, masks[-1])
+                areas.append(area_of(record, masks[-1], width * height))
+                is_crowd.append(crowd_of(record))
             boxes.append([x, y, x + width, y + height])
         return InstanceMasks(
             masks,
             torch.tensor(labels, dtype=torch.int64),
             size,
-            is_crowd=torch.tensor([bool(r.get("iscrowd", 0)) for _, r in records], dtype=torch.bool),
+            is_crowd=torch.tensor(is_crowd, dtype=torch.bool),
             areas=torch.tensor(areas, dtype=torch.float64),
             boxes=torch.tensor(boxes, dtype=torch.float64).view(-1, 4),
         )
@@ -91,7 +94,8 @@ class InstanceResults:
         masks, labels, scores = [], [], []
         for position, record in self.records.get(image_id, []):
             where = f"{self.path}, result {position}"
-            mask = _mask(field_of(record, "segmentation", where), self.sizes[image_id], where)
+            with named(where):
+                mask = rle_of(field_of(record, "segmentation", where), *self.sizes[image_id])
             if mask is None:
                 raise UserError(f"{where} has no mask")
             masks.append(mask)
@@ -106,13 +110,6 @@ class InstanceResults:
             self.sizes[image_id],
             scores=torch.tensor(scores, dtype=torch.float64),
         )
-
-
-def _mask(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any] | None:
-    try:
-        return rle_of(segmentation, *size)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: segmentation: {error}") from error
 
 
 def _label(record: dict[str, Any], vocabulary: Vocabulary, shift: int, where: str) -> int:

@@ -166,7 +166,12 @@ def test_two_images_of_one_name_are_refused(model, photos, tmp_path, capsys):
 def test_scores_decide_what_pictures_show():
     masks = torch.zeros(2, 4, 4, dtype=torch.bool)
     masks[:, :2] = True
-    segments = InstanceMasks(predict.encode_masks(masks), torch.tensor([0, 1]), (4, 4), scores=torch.tensor([0.9, 0.1]))
+    segments = InstanceMasks(
+        [predict.encode_mask(mask) for mask in masks.numpy()],
+        torch.tensor([0, 1]),
+        (4, 4),
+        scores=torch.tensor([0.9, 0.1]),
+    )
     assert predict.confident(segments).labels.tolist() == [0]
     assert len(predict.describe(segments, PETS)) == 2
 

@@ -201,12 +201,14 @@ def test_instance_ground_truth(tmp_path, segmentation, pixels):
     ("changes", "message"),
     [
         ({"category_id": 6}, r"gt\.json, annotation 0: category_id 6 is not in vocabulary"),
-        ({"area": None}, r"gt\.json, annotation 0 has no 'area'"),
+        ({"area": "large"}, r"gt\.json, annotation 0: its area is not finite: area 'large'"),
+        ({"bbox": [1, 2, 3]}, r"gt\.json, annotation 0: bbox must be \[x, y, width, height\]"),
+        ({"iscrowd": "no"}, r"gt\.json, annotation 0: iscrowd must be 0 or 1, got 'no'"),
         ({"image_id": 2}, r"gt\.json, annotation 0: its image 2 is not listed"),
-        ({"segmentation": {"size": [9, 8], "counts": [72]}}, r"annotation 0: segmentation: .*size \[9, 8\]"),
-        ({"segmentation": {"size": [8, 9], "counts": [70]}}, r"annotation 0: segmentation: .*70 pixels, not 72"),
-        ({"segmentation": [[1, 2, 3]]}, r"annotation 0: segmentation: polygons are lists"),
-        ({"segmentation": "mask"}, r"annotation 0: segmentation: neither polygons nor run lengths"),
+        ({"segmentation": {"size": [9, 8], "counts": [72]}}, r"annotation 0: .*size \[9, 8\]"),
+        ({"segmentation": {"size": [8, 9], "counts": [70]}}, r"annotation 0: .*70 pixels, not 72"),
+        ({"segmentation": [[1, 2, 3]]}, r"annotation 0: .*odd; wanted: polygons"),
+        ({"segmentation": "mask"}, r"annotation 0: segmentation 'mask'; wanted: polygons"),
     ],
 )
 def test_mistakes_in_instance_ground_truth(tmp_path, changes, message):
