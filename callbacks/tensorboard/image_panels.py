@@ -14,7 +14,7 @@ from callbacks.tensorboard.writer import board
 from dataseg.structures import Batch, SegmentMap, Segments, Target, Task, Vocabulary
 from dataseg.training.module import CoTrainedSegmenter
 from dataseg.visualization.legend import BACKGROUND, legend, present, titles
-from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, fit, resize
+from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, resize_map, resize_picture
 
 TITLES = ("image", "ground truth", "prediction")
 GAP = 4
@@ -65,15 +65,15 @@ class Panels(pl.Callback):
         rows, columns = batch.sizes[index]
         image = batch.images[index, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
         size = self._size(*batch.original_sizes[index])
-        image = resize(cast(Picture, image), size)
+        image = resize_picture(cast(Picture, image), size)
         truth = batch.targets[index].to("cpu")
         if isinstance(truth, SegmentMap):
-            truth = fit(truth, size)  # first: what follows takes time for every pixel
+            truth = resize_map(truth, size)  # first: what follows takes time for every pixel
         if task is Task.SEMANTIC:
             truth = _by_class(cast(SegmentMap, truth), len(vocabulary))
         shown = confident(prediction.to("cpu"), self.min_score)
         if isinstance(shown, SegmentMap):
-            shown = fit(shown, size)
+            shown = resize_map(shown, size)
         pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
         return _framed(pictures, present((truth, shown), vocabulary), vocabulary)
 

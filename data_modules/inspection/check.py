@@ -16,7 +16,7 @@ import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
 from dataseg.io.images import ImageArray
 from dataseg.structures import Boxes, UserError
-from dataseg.visualization.grid import grid, write
-from dataseg.visualization.overlay import draw
+from dataseg.visualization.grid import CELL, grid, write
+from dataseg.visualization.overlay import draw, resize_picture
 
 EXAMPLES = 3
 
@@ -110,12 +110,19 @@ def check_data_set(reader: Reader, root: Path, name: str, out: Path, limit: int,
 
 
 def drawn(reader: Reader, index: int) -> ImageArray | None:
-    """An image with its target drawn, uint8 ``[H, W, 3]``, RGB; None if it cannot be read (the check lists it)."""
+    """An image with its target drawn, uint8 ``[H, W, 3]``, RGB, the longer side `CELL` pixels.
+
+    None if it cannot be read (the check lists it).
+    """
     try:
         image, target = reader.load(index)
-        return draw(image, target, reader.vocabulary, names=isinstance(target, Boxes))
     except UserError:
         return None
+    scale = CELL / max(image.shape[:2])
+    if isinstance(target, Boxes):
+        target = replace(target, xyxy=target.xyxy * scale)
+    rows, columns = (max(1, round(scale * side)) for side in image.shape[:2])
+    return draw(resize_picture(image, (rows, columns)), target, reader.vocabulary)
 
 
 def evenly_spaced(count: int, limit: int) -> list[int]:

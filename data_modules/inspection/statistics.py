@@ -17,10 +17,13 @@ from data_modules.formats.reader import IndexedReader, Reader
 from data_modules.inspection.check import drawn, evenly_spaced
 from dataseg.structures import VOID, Boxes, SegmentMap, Target, Vocabulary
 from dataseg.text.embeddings import TextEmbeddings
-from dataseg.visualization.grid import grid
 
 SIZE_STEPS = tuple(2.0**k for k in range(2, 12))
 """Bounds of the sizes that are counted together, pixels: square root of a segment's area."""
+
+
+Bar = tuple[str, int, str, str]
+"""Name, count, colour in CSS, hint."""
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Statistics:
         sizes: float32, square root of each segment's area, pixels.
         counts: what reading dropped or mended.
         problem: why there are none of these.
-        pictures: uint8 ``[H, W, 3]``, some images with their targets.
+        pictures: uint8 ``[H, W, 3]`` each, some images with their targets.
     """
 
     name: str
@@ -53,14 +56,47 @@ class Statistics:
     sizes: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     counts: dict[str, int] = field(default_factory=dict)
     problem: str = ""
-    pictures: NDArray[np.uint8] | None = None
+    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
 
-    def size_histogram(self) -> list[tuple[str, int]]:
+    @property
+    def segments(self) -> int:
+        return int(self.per_class.sum())
+
+    @property
+    def classes_seen(self) -> int:
+        return int((self.per_class > 0).sum())
+
+    @property
+    def median_size(self) -> float:
+        """NaN without segments."""
+        return float(np.median(self.sizes)) if len(self.sizes) else float("nan")
+
+    @property
+    def segments_an_image(self) -> list[int]:
+        """The least, the median, the 95th percentile and the most."""
+        return np.percentile(self.per_image, [0, 50, 95, 100]).astype(int).tolist() if len(self.per_image) else [0] * 4
+
+    @property
+    def unseen(self) -> list[str]:
+        """Classes without a segment, in the order of the vocabulary."""
+        return [name for name, count in zip(self.vocabulary.names, self.per_class.tolist(), strict=True) if not count]
+
+    def size_bars(self) -> list[Bar]:
         """Segments between the `SIZE_STEPS`."""
         bounds = [0.0, *SIZE_STEPS, np.inf]
         counts, _ = np.histogram(self.sizes, bounds)
         labels = [f"{a:.0f} - {b:.0f}" if np.isfinite(b) else f"over {a:.0f}" for a, b in pairwise(bounds)]
-        return list(zip(labels, counts.tolist(), strict=True))
+        return [(label, count, "var(--c0)", "") for label, count in zip(labels, counts.tolist(), strict=True)]
+
+    def class_bars(self) -> list[Bar]:
+        """Segments of each class that has any, the most first."""
+        bars = []
+        for k in np.argsort(-self.per_class, kind="stable").tolist()[: self.classes_seen]:
+            spec = self.vocabulary.classes[k]
+            name = f"{self.vocabulary.names[k]} ({'thing' if spec.is_thing else 'stuff'})"
+            hint = f"in {self.images_per_class[k]:,} images"
+            bars.append((name, int(self.per_class[k]), f"rgb{spec.color}", hint))
+        return bars
 
 
 def describe(reader: Reader, name: str, limit: int) -> Statistics:
@@ -83,7 +119,8 @@ def describe(reader: Reader, name: str, limit: int) -> Statistics:
     result.images_per_class = np.bincount(pairs % classes, minlength=classes)
     result.per_image = np.bincount(image, minlength=result.counted)
     result.sizes = np.sqrt(area).astype(np.float32)
-    result.pictures = grid([drawn(reader, index) for index in evenly_spaced(len(reader), 8)])
+    pictures = (drawn(reader, index) for index in evenly_spaced(len(reader), 8))
+    result.pictures = [picture for picture in pictures if picture is not None]
     return result
 
 

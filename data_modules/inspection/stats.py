@@ -7,13 +7,19 @@ Writes ``runs/<exp>/data_stats.html``, which needs no other file.
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from data_modules.inspection.experiment import Experiment, run
 from data_modules.inspection.statistics import Statistics, describe, similar_classes
-from data_modules.inspection.stats_page import page
 from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
+from dataseg.experiments.report.html import render
 from dataseg.structures import UserError
 
 
@@ -43,9 +49,16 @@ def stats(experiment: Experiment, console: Console | None = None) -> int:
         console.print(f"[yellow]vocabularies {note}[/]", highlight=False)
     out = experiment.folder / "data_stats.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(str(experiment.config["exp"]), found, similar, note), encoding="utf-8")
+    context = {"experiment": experiment.config["exp"], "found": found, "similar": similar, "note": note}
+    page = render(Path(__file__).with_name("stats.html.j2"), data_uri=_data_uri, **context)
+    out.write_text(page, encoding="utf-8")
     console.print(f"written: {out}")
     return int(any(result.problem for result in found))
+
+
+def _data_uri(image: NDArray[np.uint8]) -> str:
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return f"data:image/jpeg;base64,{base64.b64encode(content.tobytes()).decode()}"
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Write the report of a suite: a page and a Markdown file, from the runs that are there.
+"""Write the report of a suite: a page, a Markdown file and its figures, from the runs that are there.
 
 ``dataseg report --suite conf/suite/scaling_mini.yaml [--runs runs] [--out docs/scaling_mini]``
 """
@@ -12,15 +12,15 @@ from datetime import date
 from pathlib import Path
 
 from dataseg.experiments.report.collect import collect
+from dataseg.experiments.report.html import chapters_of, page, save_figures
 from dataseg.experiments.report.markdown import markdown
-from dataseg.experiments.report.page import page
 from dataseg.experiments.suite import load
 from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
 
 
-def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path, Path]:
-    """Write ``<out>.html`` and ``<out>.md``.
+def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
+    """Write ``<out>.html``, ``<out>.md`` and, for papers, ``<out>_figures/*.pdf`` and ``.svg``.
 
     Args:
         suite_file: of ``conf/suite``.
@@ -28,7 +28,7 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
         out: without suffix; None = ``<runs>/<suite>/report``.
 
     Returns:
-        the two files.
+        the two files and the folder of figures.
 
     Raises:
         UserError: no such suite, or no run of it.
@@ -36,10 +36,12 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
     suite = load(suite_file)
     findings = collect(suite, runs, conf=suite_file.parent.parent)
     out = out or runs / suite.name / "report"
-    files = out.with_name(f"{out.name}.html"), out.with_name(f"{out.name}.md")
-    write_text(files[0], page(findings, date.today()))
-    write_text(files[1], markdown(findings, files[0].name))
-    return files
+    html, md, figures = (out.with_name(out.name + ending) for ending in (".html", ".md", "_figures"))
+    chapters = chapters_of(findings)
+    write_text(html, page(findings, chapters, date.today()))
+    write_text(md, markdown(findings, html.name))
+    save_figures(chapters, figures)
+    return html, md, figures
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,11 +52,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="files to write, without suffix; default: <runs>/<suite>/report")
     options = parser.parse_args(args)
     try:
-        files = report(options.suite, options.runs, options.out)
+        html, md, figures = report(options.suite, options.runs, options.out)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for file in files:
+    for file in (html, md):
         print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
+    print(f"written: {figures} (every chart as PDF and SVG)")
     return 0
 
 

@@ -14,25 +14,20 @@ CELL = 320
 
 
 def grid(pictures: Sequence[NDArray[np.uint8] | None], columns: int = 4) -> NDArray[np.uint8]:
-    """Pictures side by side, uint8 ``[H, W, 3]``, RGB; the place of None stays black."""
+    """Pictures side by side on grey, uint8 ``[H, W, 3]``, RGB.
+
+    Args:
+        pictures: of at most `CELL` pixels a side; the place of None stays empty.
+    """
     columns = max(1, min(columns, len(pictures)))
     rows = -(-len(pictures) // columns)
-    canvas = np.zeros((rows * CELL, columns * CELL, 3), dtype=np.uint8)
+    canvas = np.full((rows * CELL, columns * CELL, 3), 235, dtype=np.uint8)
     for place, picture in enumerate(pictures):
         if picture is None:
             continue
-        cell = fit(picture, CELL)
         top, left = place // columns * CELL, place % columns * CELL
-        canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return canvas
-
-
-def fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Resize so that the longer side is ``side``."""
-    scale = side / max(image.shape[:2])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return cv2.resize(image, size, interpolation=interpolation).astype(np.uint8, copy=False)
 
 
 def write(path: Path, image: NDArray[np.uint8]) -> None:

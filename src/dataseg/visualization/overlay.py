@@ -57,7 +57,7 @@ def _caption(picture: Picture, text: str, x: float, y: float) -> None:
     cv2.putText(picture, text, (left, base), FONT, scale, LINE, 1, cv2.LINE_AA)
 
 
-def resize(image: Picture, size: tuple[int, int]) -> Picture:
+def resize_picture(image: Picture, size: tuple[int, int]) -> Picture:
     """``[H, W, 3]`` -> ``[*size, 3]``: pixels repeated where a whole factor enlarges it, else smooth."""
     rows, columns = image.shape[:2]
     if (rows, columns) == size:
@@ -67,7 +67,7 @@ def resize(image: Picture, size: tuple[int, int]) -> Picture:
     return cv2.resize(image, size[::-1], interpolation=how).astype(np.uint8, copy=False)
 
 
-def fit(target: SegmentMap, size: tuple[int, int]) -> SegmentMap:
+def resize_map(target: SegmentMap, size: tuple[int, int]) -> SegmentMap:
     """The map at ``size`` = (rows, columns), every pixel with the segment of the nearest one."""
     if target.size == size:
         return target
@@ -179,7 +179,7 @@ def _hatching(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
 
 
 def _draw_map(image: Picture, target: SegmentMap, colors: Picture, names: list[str] | None, alpha: float) -> Picture:
-    ids = fit(target, image.shape[:2]).ids.cpu().numpy()  # type: ignore[arg-type]
+    ids = resize_map(target, image.shape[:2]).ids.cpu().numpy()  # type: ignore[arg-type]
     table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])  # VOID = -1 indexes the last
     plain = ids == VOID
     if target.is_crowd is not None and bool(target.is_crowd.any()):

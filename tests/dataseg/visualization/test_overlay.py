@@ -4,7 +4,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from dataseg.structures import VOID, Boxes, ClassSpec, InstanceMasks, SegmentMap, Vocabulary
-from dataseg.visualization.overlay import draw, fit, resize
+from dataseg.visualization.overlay import draw, resize_map, resize_picture
 
 VOCABULARY = Vocabulary(
     "three",
@@ -77,10 +77,10 @@ def test_maps_and_masks_are_scaled_to_the_picture():
 
 
 @pytest.mark.parametrize("size", [(20, 30), (60, 90), (50, 75), (10, 15), (1, 2)])
-def test_fit_and_resize_give_the_size_asked_for(size):
-    assert fit(segment_map(), size).size == size
-    assert resize(GREY, size).shape == (*size, 3)
-    assert set(fit(segment_map(), size).ids.unique().tolist()) <= {VOID, 0, 1, 2}
+def test_resizing_gives_the_size_asked_for(size):
+    assert resize_map(segment_map(), size).size == size
+    assert resize_picture(GREY, size).shape == (*size, 3)
+    assert set(resize_map(segment_map(), size).ids.unique().tolist()) <= {VOID, 0, 1, 2}
 
 
 def test_an_instance_without_a_mask_is_a_box():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataseg.experiments.report.collect import Findings
-from dataseg.experiments.report.statistics import Cell, Line, joined, signed
+from dataseg.experiments.report.statistics import Cell, Line, joined, number, signed
 from dataseg.experiments.suite import Column, Table
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """A line and the baseline that it is compared with in one column."""
 
     column: Column
@@ -31,10 +31,14 @@ class Pair:
 
     @property
     def answer(self) -> str:
-        """Whether the line beats the baseline by more than the seeds' range: yes, no, or not known."""
+        """Whether the line beats the baseline by more than the seeds' range; with one seed, by how much it differs."""
         difference = self.cell.difference
-        if difference is None or difference.is_clear is None:
+        if difference is None:
             return "not known"
+        if difference.is_clear is None:
+            points = number(abs(difference.value))
+            way = "higher" if difference.value > 0 else "lower"
+            return "equal" if points == "0.0" else f"{way} by {points} points"
         return "yes" if difference.is_clear and difference.value > 0 else "no"
 
     @property
@@ -43,7 +47,7 @@ class Pair:
         if self.cell.difference is None:
             missing = [line.label for line, cell in self._both if cell.spread is None]
             return f"not run: {', '.join(missing)}"
-        text = f"{self.cell.spread} against {self.base_cell.spread} of {self.base.label}, "
+        text = f"{self.cell.spread} against {self.base_cell.spread} of {self.base.label}{_steps(self.base)}, "
         text += signed(self.cell.difference.value)
         if self.cell.difference.is_clear is None:
             text += ", one seed"
@@ -61,58 +65,58 @@ class Pair:
         return [(self.other, self.cell), (self.base, self.base_cell)]
 
 
-def pairs_of(findings: Findings, table: Table, lines: list[Line]) -> list[Pair]:
+def comparisons_of(findings: Findings, table: Table, lines: list[Line]) -> list[Comparison]:
     """What the report looks at closely: in each column, the row on the most datasets and its baseline.
 
     Where several rows have the most, as in a comparison of methods, each of them is looked at.
     """
     most = max((len(line.trained or ()) for line in lines), default=0)
     others = [line for line in lines if len(line.trained or ()) == most]
-    pairs = []
+    comparisons = []
     for other in others:
         for c, column in enumerate(findings.suite.columns):
             base = next((line for line in lines if line.cells[c].is_baseline), None)
             if base is not None and base is not other:
-                pairs.append(Pair(column, base, other, other.cells[c], base.cells[c]))
-    return pairs
+                comparisons.append(Comparison(column, base, other, other.cells[c], base.cells[c]))
+    return comparisons
 
 
-def headlines(pairs: list[Pair]) -> list[str]:
-    """What the pairs amount to, in a few sentences."""
-    if not pairs:
+def headlines(comparisons: list[Comparison]) -> list[str]:
+    """What the comparisons amount to, in a few sentences."""
+    if not comparisons:
         return []
-    return _of_one(pairs) if len({pair.other.label for pair in pairs}) == 1 else _of_many(pairs)
+    return _of_one(comparisons) if len({c.other.label for c in comparisons}) == 1 else _of_many(comparisons)
 
 
-def _of_one(pairs: list[Pair]) -> list[str]:
+def _of_one(comparisons: list[Comparison]) -> list[str]:
     """A row against the baseline of each column."""
-    other = pairs[0].other
-    subject = f"{other.label}, trained on {joined(other.trained or ['?'])},"
-    beats = [pair for pair in pairs if pair.answer == "yes"]
-    unknown = sum(pair.answer == "not known" for pair in pairs)
-    if unknown == len(pairs):
-        changes = [pair.change for pair in pairs if pair.cell.difference is not None]
+    other = comparisons[0].other
+    subject = f"{other.label}{_steps(other)}, trained on {joined(other.trained or ['?'])},"
+    beats = [c for c in comparisons if c.answer == "yes"]
+    unknown = sum(c.answer not in ("yes", "no") for c in comparisons)
+    if unknown == len(comparisons):
+        changes = [c.change for c in comparisons if c.cell.difference is not None]
         higher = f"; it is higher in {sum(c > 0 for c in changes)} of {len(changes)} figures" if changes else ""
         return [
             f"Whether {subject} beats its baseline by more than the seeds' range cannot be told without several seeds"
             f" of both{higher}."
         ]
-    text = f"{subject} beats its baseline by more than the seeds' range in {len(beats)} of {len(pairs)} figures"
+    text = f"{subject} beats its baseline by more than the seeds' range in {len(beats)} of {len(comparisons)} figures"
     if beats:
-        text += f": {joined([f'{pair.column.title} {signed(pair.change)}' for pair in beats])}"
+        text += f": {joined([f'{c.column.title} {signed(c.change)}' for c in beats])}"
     return [text + (f"; {unknown} cannot be told." if unknown else ".")]
 
 
-def _of_many(pairs: list[Pair]) -> list[str]:
+def _of_many(comparisons: list[Comparison]) -> list[str]:
     """Several rows, each against the baseline of each column."""
-    compared = [(pair, pair.cell.difference) for pair in pairs if pair.cell.difference is not None]
-    rows = len({pair.other.label for pair in pairs})
+    compared = [(c, c.cell.difference) for c in comparisons if c.cell.difference is not None]
+    rows = len({c.other.label for c in comparisons})
     if not compared:
         return [f"None of the {rows} rows can be compared with its baseline yet."]
-    changes = sorted((pair for pair, _ in compared), key=lambda pair: -pair.change)
+    changes = sorted((c for c, _ in compared), key=lambda c: -c.change)
     clear = [difference.value for _, difference in compared if difference.is_clear]
     outside = [difference.value for _, difference in compared if difference.is_outside]
-    missing = len(pairs) - len(compared)
+    missing = len(comparisons) - len(compared)
     text = f"{rows} rows are compared with their baseline, {len(compared)} figures in all"
     sentences = [f"{text}, {missing} are missing." if missing else f"{text}."]
     if any(difference.is_clear is not None for _, difference in compared):
@@ -121,6 +125,11 @@ def _of_many(pairs: list[Pair]) -> list[str]:
         sentences.append(f"One seed, outside the range of the baseline's seeds: {_ways(outside)}.")
     sentences.append(f"The largest changes: {changes[0].brief} and {changes[-1].brief}.")
     return [" ".join(sentences)]
+
+
+def _steps(line: Line) -> str:
+    """Scores mean little without them."""
+    return f" ({line.steps:,} steps)" if line.steps else ""
 
 
 def _ways(changes: list[float]) -> str:

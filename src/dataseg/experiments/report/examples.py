@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from dataseg.experiments.report.collect import Run
-from dataseg.experiments.report.comparison import Pair
+from dataseg.experiments.report.comparison import Comparison
 from dataseg.metrics.by_task import task_of
 
 _SIZES = ((960, 80), (800, 72), (640, 66), (480, 60), (360, 50))  # width in pixels, JPEG quality: the largest that fit
@@ -32,20 +32,20 @@ class Example:
     panels: dict[str, bytes]
 
 
-def examples_of(pairs: Sequence[Pair], most: int) -> list[Example]:
+def examples_of(comparisons: Sequence[Comparison], most: int) -> list[Example]:
     """Images that the baseline and the rows it is compared with show, from the first seed of each.
 
     Args:
         most: pictures of each dataset and task, about; two an image for two rows.
     """
     merged: dict[tuple[str, str], dict[str, bytes]] = {}
-    for pair in pairs:
-        dataset, _, name = pair.column.metric.partition(".")
+    for comparison in comparisons:
+        dataset, _, name = comparison.column.metric.partition(".")
         group = f"{dataset}.{task_of(name)}"
-        base, other = (_panels(line.runs, group) for line in (pair.base, pair.other))
+        base, other = (_panels(line.runs, group) for line in (comparison.base, comparison.other))
         for image_id in sorted(set(base) & set(other)):
-            panels = merged.setdefault((group, image_id), {pair.base.label: base[image_id]})
-            panels[pair.other.label] = other[image_id]
+            panels = merged.setdefault((group, image_id), {comparison.base.label: base[image_id]})
+            panels[comparison.other.label] = other[image_id]
     examples: list[Example] = []
     shown: Counter[str] = Counter()
     for (group, image_id), panels in merged.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataseg.experiments.report.collect import Findings
-from dataseg.experiments.report.comparison import headlines, pairs_of
+from dataseg.experiments.report.comparison import comparisons_of, headlines
 from dataseg.experiments.report.statistics import (
     LEGEND,
     Cell,
@@ -27,10 +27,10 @@ def markdown(findings: Findings, page: str) -> str:
     parts = [f"# {_plain(suite.title)}", suite.about.strip(), f"Charts, examples and conventions: [{page}]({page})."]
     for table in suite.tables:
         lines = lines_of(findings, table)
-        pairs = pairs_of(findings, table, lines)
-        parts += [f"## {_plain(table.title)}", table.about.strip(), *headlines(pairs)]
-        if len({pair.other.label for pair in pairs}) == 1:
-            parts.append("\n".join(f"- {p.column.title}: {p.answer}, {p.explanation}." for p in pairs))
+        comparisons = comparisons_of(findings, table, lines)
+        parts += [f"## {_plain(table.title)}", table.about.strip(), *headlines(comparisons)]
+        if len({c.other.label for c in comparisons}) == 1:
+            parts.append("\n".join(f"- {c.column.title}: {c.answer}, {c.explanation}." for c in comparisons))
         parts.append(_table(findings, lines))
     parts.append(LEGEND)
     if findings.notes:
