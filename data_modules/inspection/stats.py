@@ -20,6 +20,7 @@ from data_modules.inspection.statistics import Statistics, describe, similar_cla
 from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
 from dataseg.experiments.report.html import render
+from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
 
 
@@ -48,10 +49,9 @@ def stats(experiment: Experiment, console: Console | None = None) -> int:
         note = f"not compared: {error}"
         console.print(f"[yellow]vocabularies {note}[/]", highlight=False)
     out = experiment.folder / "data_stats.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
     context = {"experiment": experiment.config["exp"], "found": found, "similar": similar, "note": note}
     page = render(Path(__file__).with_name("stats.html.j2"), data_uri=_data_uri, **context)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     console.print(f"written: {out}")
     return int(any(result.problem for result in found))
 

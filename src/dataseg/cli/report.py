@@ -15,7 +15,7 @@ from dataseg.experiments.report.collect import collect
 from dataseg.experiments.report.html import chapters_of, page, save_figures
 from dataseg.experiments.report.markdown import markdown
 from dataseg.experiments.suite import load
-from dataseg.io.atomic import write_text
+from dataseg.io.atomic import replacing, write_text
 from dataseg.structures import UserError
 
 
@@ -40,7 +40,8 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
     chapters = chapters_of(findings)
     write_text(html, page(findings, chapters, date.today()))
     write_text(md, markdown(findings, html.name))
-    save_figures(chapters, figures)
+    with replacing(figures) as folder:
+        save_figures(chapters, folder)
     return html, md, figures
 
 

@@ -151,18 +151,15 @@ def page(findings: Findings, chapters: Sequence[Chapter], today: date, limit: in
     return render(template, uris=data_uris(pictures, limit - rest), **context)
 
 
-def save_figures(chapters: Sequence[Chapter], folder: Path) -> int:
-    """Write every chart as PDF and as SVG, with a legend where it has curves; returns how many charts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
+def save_figures(chapters: Sequence[Chapter], folder: Path) -> None:
+    """Write every chart as PDF and as SVG into a new folder, with a legend where it has curves."""
+    folder.mkdir()
     for chapter in chapters:
         for chart in (chart for part in chapter.charts.values() for chart in part):
             add_legend(chart.figure)
             for kind in ("pdf", "svg"):
                 name = chart.name.replace("/", "-")
                 save(chart.figure, folder / f"table{chapter.number}-{name}.{kind}")
-            count += 1
-    return count
 
 
 def _speed(line: Line) -> float | None:
