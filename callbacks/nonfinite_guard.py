@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,7 @@ class NonFiniteGuard(pl.Callback):
             return
         file = self._file(trainer)
         facts = {"step": step, "losses": losses.tolist(), "gradient norm": float(norm), "precision": trainer.precision}
+        facts |= {"seed": int(os.environ.get("PL_GLOBAL_SEED", "0")), "max_steps": trainer.max_steps}
         facts |= {"device": pl_module.device.type, "ranks": trainer.world_size, "rank": trainer.global_rank}
         write_replay(file, pl_module, self._batches, self._seeds, facts)
         after = f" after {len(self.skipped)} skipped steps" if self.skipped else ""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataseg.checkpoint import consolidate
-from dataseg.network import MaskClassificationNetwork, PerVocabularyClassifier
+from dataseg.network import PerVocabularyClassifier, SegmentationNetwork
 from dataseg.structures import UserError
 
 
@@ -65,7 +65,7 @@ def is_run(path: Path) -> bool:
     return path.suffix == ".ckpt"
 
 
-def load_run(network: MaskClassificationNetwork, path: Path) -> list[str]:
+def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
     """Start from the weights of a run, without its optimiser and step. All or nothing is changed.
 
     Args:

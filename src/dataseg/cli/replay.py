@@ -49,6 +49,8 @@ def replay(file: Path, config: Path | None = None) -> bool:
     device = torch.device("cuda" if facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
     module.to(device).train()
     print(f"{file}\n" + "\n".join(f"  {name}: {value}" for name, value in facts.items()))
+    if "seed" in facts:
+        module.network.start_step(facts["seed"], facts["step"], facts["max_steps"])
     broken = not_finite(module.state_dict())
     if broken:
         print(f"  weights were not finite before the step: {', '.join(broken)}")

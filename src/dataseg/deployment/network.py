@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from dataseg.config.instantiate import class_paths, instantiate, without_downloads
 from dataseg.deployment.model_file import NETWORK
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, TextClassifier, classifier_for
+from dataseg.network import LinearClassifier, SegmentationNetwork, TextClassifier, classifier_for
 from dataseg.structures import UserError
 
 
 def build_network(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str, packages: tuple[str, ...] = ()
-) -> MaskClassificationNetwork:
+) -> SegmentationNetwork:
     """The network of a configuration with these weights, in evaluation mode; nothing is downloaded.
 
     Args:
@@ -39,8 +39,8 @@ def build_network(
                 f"{source}: its network is of the class {name}, which is not of this project. If you trust it, say so:"
                 f" dataseg.load(path, packages=({name.split('.')[0]!r},))"
             )
-    network: MaskClassificationNetwork = instantiate(
-        MaskClassificationNetwork, without_downloads(section), f"{source}: model.network"
+    network: SegmentationNetwork = instantiate(
+        SegmentationNetwork, without_downloads(section), f"{source}: model.network"
     )
     head = weights.get("classifier.linear.weight")
     if head is not None and not isinstance(network.classifier, LinearClassifier):

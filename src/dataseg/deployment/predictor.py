@@ -19,7 +19,7 @@ from dataseg.inference.postprocess import PostProcessor
 from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.inference.test_time_augmentation import segment
 from dataseg.io.images import read_picture
-from dataseg.network import MaskClassificationNetwork
+from dataseg.network import SegmentationNetwork
 from dataseg.structures import (
     Batch,
     Boxes,
@@ -84,7 +84,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: MaskClassificationNetwork,
+        network: SegmentationNetwork,
         vocabularies: Mapping[str, Vocabulary],
         names: TextCache,
         size: ResizeShortestEdge = ResizeShortestEdge(),  # noqa: B008 (frozen)

@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dataseg.network import MaskClassificationNetwork
+from dataseg.network import SegmentationNetwork
 from dataseg.structures import PADDING_RGB, ClassEmbeddings, UserError, Vocabulary
 from dataseg.structures.geometry import DIVISOR
 
@@ -63,7 +63,7 @@ class FixedVocabulary(nn.Module):
     class_index: Tensor
     padding: Tensor
 
-    def __init__(self, network: MaskClassificationNetwork, classes: ClassEmbeddings, any_size: bool = True) -> None:
+    def __init__(self, network: SegmentationNetwork, classes: ClassEmbeddings, any_size: bool = True) -> None:
         super().__init__()
         self.network = network
         self.num_classes, self.vocabulary = classes.num_classes, classes.vocabulary
@@ -138,7 +138,7 @@ class Program:
 
 
 @torch.no_grad()
-def export_program(network: MaskClassificationNetwork, classes: ClassEmbeddings) -> Program:
+def export_program(network: SegmentationNetwork, classes: ClassEmbeddings) -> Program:
     """`torch.export` for any batch and size; for multiples of 32 where the backbone allows the exporter no more (Swin).
 
     Args:

@@ -6,34 +6,18 @@ W / 4 rounded up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 
 from dataseg.network.backbones.base import Backbone
+from dataseg.network.base import Queries, SegmentationNetwork
 from dataseg.network.classifiers.text import Classifier, TextClassifier
 from dataseg.network.pixel_decoder import NORM_GROUPS, DeformablePixelDecoder, PixelDecoder
 from dataseg.network.transformer_decoder import TransformerDecoder
-from dataseg.structures import ClassEmbeddings, Proposals, UserError
+from dataseg.structures import UserError
 
 
-@dataclass
-class Queries:
-    """One decoder layer's result, before any vocabulary is applied.
-
-    Attributes:
-        embeddings: ``[B, Q, D]``, what the classifier reads.
-        mask_logits: ``[B, Q, h, w]``.
-    """
-
-    embeddings: Tensor
-    mask_logits: Tensor
-
-
-class MaskClassificationNetwork(nn.Module):
-    """Images -> N (mask, class) proposals. It knows no dataset and no task; a vocabulary's text embeddings come in.
+class MaskClassificationNetwork(SegmentationNetwork):
+    """Backbone, pixel decoder, transformer decoder with masked attention, classifier.
 
     Args:
         backbone: gives the maps of strides 4 to 32.
@@ -52,8 +36,7 @@ class MaskClassificationNetwork(nn.Module):
         UserError: ``hidden_dim`` does not divide as needed.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    backbone: Backbone
 
     def __init__(
         self,
@@ -69,7 +52,7 @@ class MaskClassificationNetwork(nn.Module):
         classifier: Classifier | None = None,
         pixel_decoder: PixelDecoder | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone.mean, backbone.std)
         if hidden_dim % NORM_GROUPS or hidden_dim % num_heads:
             raise UserError(f"hidden_dim {hidden_dim} must be a multiple of {NORM_GROUPS} and of num_heads {num_heads}")
         self.backbone = backbone
@@ -80,50 +63,25 @@ class MaskClassificationNetwork(nn.Module):
             hidden_dim, num_queries, decoder_layers, num_heads, feedforward_dim
         )
         self.classifier = classifier or TextClassifier(hidden_dim, text_dim)
-        # Buffers, so that a checkpoint carries the normalisation its weights were trained with
-        self.register_buffer("pixel_mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1))
-        self.register_buffer("pixel_std", 255 * torch.tensor(backbone.std).view(3, 1, 1))
-
-    def forward(self, images: Tensor, classes: ClassEmbeddings) -> list[Proposals]:
-        """Propose.
-
-        Args:
-            images: ``[B, 3, H, W]``, RGB, uint8 or float, values 0 to 255; any size.
-            classes: the vocabulary's text embeddings, on the device of the images.
-
-        Returns:
-            Proposals before the first decoder layer and after each (deep supervision): ``decoder_layers + 1`` items,
-            the last one being the result.
-        """
-        return self.classify(self.decode(images), classes)
 
     def decode(self, images: Tensor) -> list[Queries]:
-        """The part of `forward` that is independent of the vocabulary: all of it but the classifier."""
+        """See `SegmentationNetwork.decode`.
+
+        Returns:
+            Queries before the first decoder layer and after each (deep supervision): ``decoder_layers + 1`` items.
+        """
         mask_features, maps = self.features(images)
         return [Queries(*prediction) for prediction in self.transformer_decoder(mask_features, maps)]
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Mask features ``[B, D, h, w]`` and the maps ``[B, D, ., .]`` of strides 32, 16, 8; images as in `forward`."""
-        mask_features, maps = self.pixel_decoder(self.backbone((images - self.pixel_mean) / self.pixel_std))
+        mask_features, maps = self.pixel_decoder(self.backbone(self.normalize(images)))
         return mask_features, maps
 
     def fsdp_blocks(self) -> list[nn.Module]:
-        """What is gathered and freed at a time in sharded training: the backbone's blocks and the decoders' layers."""
+        """See `SegmentationNetwork.fsdp_blocks`: the backbone's blocks and the decoders' layers."""
         return [
             *self.backbone.fsdp_blocks(),
             *self.pixel_decoder.fsdp_blocks(),
             *self.transformer_decoder.layers,
-        ]
-
-    def classify(self, queries: Sequence[Queries], classes: ClassEmbeddings) -> list[Proposals]:
-        """Apply a vocabulary to decoded queries; cheap beside `decode`.
-
-        Returns:
-            One `Proposals` per item of ``queries``; class logits ``[B, Q, C + 1]`` in float32, mask logits
-            ``[B, Q, h, w]`` in the precision they were computed in (bfloat16 under autocast).
-        """
-        class_logits = self.classifier(torch.stack([q.embeddings for q in queries]), classes)
-        return [
-            Proposals(class_logits=logits, mask_logits=q.mask_logits)
-            for logits, q in zip(class_logits, queries, strict=True)
         ]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dataseg.network.base import mask_head
 from dataseg.network.pixel_decoder import NUM_LEVELS
 from dataseg.network.position_encoding import sine_position_encoding
 
@@ -92,9 +93,7 @@ class TransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(NUM_LEVELS, dim)
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, feedforward_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.mask_embed = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
-        )
+        self.mask_embed = mask_head(dim, nn.ReLU)
 
     def forward(self, mask_features: Tensor, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Decode.

@@ -13,7 +13,7 @@ from torch import nn
 
 from dataseg.checkpoint.load import is_run, load_run
 from dataseg.checkpoint.mask2former import load_published
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, PerVocabularyClassifier, TextClassifier
+from dataseg.network import LinearClassifier, PerVocabularyClassifier, SegmentationNetwork, TextClassifier
 from dataseg.structures import ClassEmbeddings, DatasetSpec, UserError, Vocabulary
 
 ClassifierKind: TypeAlias = Literal["text", "learnt", "linear"]
@@ -46,7 +46,7 @@ class NoEmbeddings:
 
 
 def prepare(
-    network: MaskClassificationNetwork,
+    network: SegmentationNetwork,
     text: Embeddings,
     datasets: Mapping[str, DatasetSpec],
     weights: Path | None,
@@ -92,7 +92,7 @@ def prepare(
     return NoEmbeddings("learnt vectors, none of text") if classifier == "learnt" else text
 
 
-def _text_classifier(network: MaskClassificationNetwork) -> TextClassifier:
+def _text_classifier(network: SegmentationNetwork) -> TextClassifier:
     if not isinstance(network.classifier, TextClassifier):
         raise UserError(
             "model.classifier=learnt and model.background=separate need a TextClassifier as the network's classifier,"
@@ -113,7 +113,7 @@ def _by_name(vocabularies: Sequence[Vocabulary]) -> dict[str, Vocabulary]:
 
 
 def _check_class_counts(
-    network: MaskClassificationNetwork, weights: Path | None, datasets: Mapping[str, DatasetSpec]
+    network: SegmentationNetwork, weights: Path | None, datasets: Mapping[str, DatasetSpec]
 ) -> None:
     known = cast(LinearClassifier, network.classifier).num_classes
     others = {name: len(spec.vocabulary) for name, spec in datasets.items() if len(spec.vocabulary) != known}

@@ -27,7 +27,7 @@ from dataseg.losses import Criterion
 from dataseg.losses.matcher import NonFiniteCostError
 from dataseg.merge import merge_target, unmerged_target
 from dataseg.merge_predictions import merge_before_loss
-from dataseg.network import MaskClassificationNetwork, PerVocabularyClassifier
+from dataseg.network import PerVocabularyClassifier, SegmentationNetwork
 from dataseg.structures import (
     Batch,
     ClassEmbeddings,
@@ -72,8 +72,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         datasets: what is trained on or evaluated, by name. The command line links it from the data module.
         optimization: optimiser and schedule.
         postprocess: options of the three tasks' post-processing.
-        weights: to start from, of the same architecture: a ``.ckpt`` of a run, or a published Mask2Former, as a Hugging
-            Face folder or a detectron2 ``.pkl`` or ``.pth`` file.
+        weights: to start from, of the same architecture: a ``.ckpt`` of a run, or a published Mask2Former or EoMT, as a
+            Hugging Face folder, a detectron2 ``.pkl`` or ``.pth`` file, or an EoMT's ``.bin`` file.
         classifier: "learnt" has a learnt vector per class of each vocabulary in place of the text vectors; a vocabulary
             that is never trained keeps its random start. "linear" keeps the class head of ``weights`` in place of the
             text classifier: evaluates a published model as published, on the one dataset that it knows.
@@ -84,7 +84,7 @@ class CoTrainedSegmenter(pl.LightningModule):
 
     def __init__(
         self,
-        network: MaskClassificationNetwork,
+        network: SegmentationNetwork,
         criterion: Criterion,
         text: TextEmbeddings,
         datasets: dict[str, DatasetSpec],
@@ -154,7 +154,9 @@ class CoTrainedSegmenter(pl.LightningModule):
         part = batch_idx % self.trainer.accumulate_grad_batches
         if part == 0:
             self.cost_error = None
-        words = int(os.environ.get("PL_GLOBAL_SEED", "0")), self.trainer.global_step, part, self.global_rank
+        seed, step = int(os.environ.get("PL_GLOBAL_SEED", "0")), self.trainer.global_step
+        self.network.start_step(seed, step, self.trainer.max_steps)
+        words = seed, step, part, self.global_rank
         digest = hashlib.sha256(repr(words).encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little"))
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from dataseg.checkpoint.consolidate import optimizer_state_by_number
-from dataseg.network import MaskClassificationNetwork
+from dataseg.network import SegmentationNetwork
 
 
 class FullySharded(ModelParallelStrategy):
@@ -69,7 +69,7 @@ def whole_weights(module: nn.Module) -> dict[str, Any]:
     return state if not dist.is_initialized() or dist.get_rank() == 0 else {}
 
 
-def shard(network: MaskClassificationNetwork, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
+def shard(network: SegmentationNetwork, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Shard a network's parameters over a one-dimensional mesh, in place.
 
     Every rank must hold the same weights before. From then on only the network's ``forward`` may be called: `decode`
