@@ -6,9 +6,25 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
+from transformers import (
+    EomtConfig,
+    EomtDinov3Config,
+    EomtDinov3ForUniversalSegmentation,
+    EomtForUniversalSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    ResNetConfig,
+    SwinConfig,
+)
 
-from dataseg.network import LinearClassifier, MaskClassificationNetwork, TimmBackbone
+from dataseg.network import (
+    EncoderOnlyNetwork,
+    LinearClassifier,
+    MaskClassificationNetwork,
+    PlainViT,
+    SegmentationNetwork,
+    TimmBackbone,
+)
 
 NUM_CLASSES = 7
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -36,11 +52,11 @@ OUR_BACKBONES = {
 
 @dataclass
 class Pair:
-    """transformers' Mask2Former with random weights, and a maker of our network of the same architecture."""
+    """transformers' network with random weights, and a maker of ours of the same architecture."""
 
     name: str
-    theirs: Mask2FormerForUniversalSegmentation
-    make_ours: Callable[..., MaskClassificationNetwork]
+    theirs: nn.Module
+    make_ours: Callable[..., SegmentationNetwork]
 
 
 def _randomize(model: nn.Module) -> None:
@@ -87,3 +103,29 @@ def mask2former_pair(request) -> Pair:
     theirs = Mask2FormerForUniversalSegmentation(config).eval()
     _randomize(theirs)
     return Pair(request.param, theirs, lambda backbone=request.param, **options: _make_ours(backbone, **options))
+
+
+EOMT = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "image_size": 64}
+EOMT |= {"num_blocks": 3, "num_queries": 7, "num_labels": NUM_CLASSES}
+THEIR_EOMTS = {
+    "dinov2": lambda: EomtForUniversalSegmentation(EomtConfig(**EOMT)),
+    "dinov3": lambda: EomtDinov3ForUniversalSegmentation(
+        EomtDinov3Config(**EOMT, intermediate_size=128, layer_norm_eps=1e-5, pos_embed_rescale=None)
+    ),
+}
+OUR_VITS = {"dinov2": "vit_small_patch14_reg4_dinov2", "dinov3": "vit_small_patch16_dinov3_qkvb"}
+
+
+def _make_eomt(vit: str, classifier: nn.Module | None = None) -> EncoderOnlyNetwork:
+    options = {"embed_dim": 32, "depth": 5, "num_heads": 2, "img_size": 64}
+    backbone = PlainViT(OUR_VITS[vit], pretrained=False, options=options)
+    classifier = classifier or LinearClassifier(32, NUM_CLASSES)
+    return EncoderOnlyNetwork(backbone, num_queries=7, num_blocks=3, classifier=classifier).eval()
+
+
+@pytest.fixture(params=["dinov2", "dinov3"])
+def eomt_pair(request) -> Pair:
+    torch.manual_seed(0)
+    theirs = THEIR_EOMTS[request.param]().eval()
+    _randomize(theirs)
+    return Pair(request.param, theirs, lambda vit=request.param, **options: _make_eomt(vit, **options))

@@ -1,4 +1,4 @@
-"""Published Mask2Former weights in: Hugging Face's and the official detectron2 checkpoints, into our network."""
+"""Published Mask2Former and EoMT weights in: Hugging Face's and the authors' checkpoints, into our networks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 
 from dataseg.checkpoint.safe_reader import read_tensors
-from dataseg.checkpoint.state_dict_adapter import CLASS_HEAD, DETECTRON2, HUGGING_FACE, Translation, translate
-from dataseg.network import LinearClassifier, MaskClassificationNetwork
+from dataseg.checkpoint.state_dict_adapter import (
+    CLASS_HEAD,
+    DETECTRON2,
+    HUGGING_FACE,
+    HUGGING_FACE_EOMT,
+    HUGGING_FACE_EOMT_DINOV3,
+    LIGHTNING_EOMT,
+    NamingScheme,
+    Translation,
+    translate,
+)
+from dataseg.network import EncoderOnlyNetwork, LinearClassifier, SegmentationNetwork
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from dataseg.network.pixel_decoder import NUM_LEVELS, NUM_POINTS
 from dataseg.structures import UserError
@@ -49,16 +59,14 @@ class ImportReport:
         return f"{self.path}: {self.loaded} tensors loaded; " + "; ".join(counts + kept)
 
 
-def load_published(
-    network: MaskClassificationNetwork, path: Path | str, class_head: ClassHead = "drop"
-) -> ImportReport:
-    """Load a published Mask2Former into a network of the same architecture. All or nothing is changed.
+def load_published(network: SegmentationNetwork, path: Path | str, class_head: ClassHead = "drop") -> ImportReport:
+    """Load a published Mask2Former or EoMT into a network of the same architecture. All or nothing is changed.
 
-    The network's image normalisation becomes the checkpoint's: what stands in it (detectron2) or in the
+    The network's image normalisation becomes the checkpoint's: what stands in it (detectron2, Lightning) or in the
     ``preprocessor_config.json`` beside it (Hugging Face), else ImageNet's, which all official configurations use.
 
     Args:
-        network: its backbone is a `dataseg.network.TimmBackbone`; ``freeze_norm`` may be either.
+        network: for Mask2Former over a `dataseg.network.TimmBackbone`, whose ``freeze_norm`` may be either.
         path: see `dataseg.checkpoint.safe_reader.read_tensors`.
         class_head: "drop" leaves the network's classifier as it is; "linear" replaces it by a linear one with the
             published weights.
@@ -93,15 +101,10 @@ def load_published(
 def _translated(path: Path) -> Translation:
     """Read and rename; pixel_mean and pixel_std are always there, and channels are RGB."""
     state = read_tensors(path)
-    if any(name.startswith("sem_seg_head.") for name in state):
-        scheme = DETECTRON2
-    elif any(name.startswith("model.pixel_level_module.") for name in state):
-        scheme = HUGGING_FACE
-    else:
-        raise UserError(
-            f"{path}: not a Mask2Former checkpoint of {DETECTRON2.title} or {HUGGING_FACE.title}; its first tensors are"
-            f" {list(state)[:3]}"
-        )
+    scheme = next((scheme for mark, scheme in _MARKS if any(name.startswith(mark) for name in state)), None)
+    if scheme is None:
+        titles = " or ".join(scheme.title for _, scheme in _MARKS)
+        raise UserError(f"{path}: not a checkpoint of {titles}; its first tensors are {list(state)[:3]}")
     try:
         translation = translate(state, scheme)
     except ValueError as error:
@@ -109,13 +112,37 @@ def _translated(path: Path) -> Translation:
     if translation.unknown:
         raise UserError(f"{path}: {scheme.title} has no such tensors: {_some(translation.unknown)}")
     _normalization(path, translation.tensors)
+    if scheme in (HUGGING_FACE_EOMT, HUGGING_FACE_EOMT_DINOV3, LIGHTNING_EOMT):
+        _check_eomt(path, translation.tensors)
     return translation
+
+
+_MARKS: tuple[tuple[str, NamingScheme], ...] = (
+    ("sem_seg_head.", DETECTRON2),
+    ("model.pixel_level_module.", HUGGING_FACE),
+    ("network.encoder.backbone.", LIGHTNING_EOMT),
+    ("embeddings.position_embeddings.", HUGGING_FACE_EOMT),
+    ("embeddings.patch_embeddings.", HUGGING_FACE_EOMT_DINOV3),
+)
+"""What the names of a scheme begin with; the first that is found counts."""
+
+
+def _check_eomt(path: Path, tensors: dict[str, Tensor]) -> None:
+    probability, positions = tensors.get("mask_probability"), tensors.get("backbone.vit.pos_embed")
+    if (probability is not None and (probability < 0).any()) or not tensors["pixel_std"].all():
+        raise UserError(
+            f"{path}: holds differences to DINOv3's weights, no weights: add them to DINOv3's first, as its authors say"
+        )
+    if positions is not None and positions.ndim == 2:  # a table at Hugging Face
+        tensors["backbone.vit.pos_embed"] = positions[None]
 
 
 def _normalization(path: Path, tensors: dict[str, Tensor]) -> None:
     mean, std = _folder_normalization(path)
     mean = tensors.get("pixel_mean", mean).reshape(3, 1, 1).float()
     std = tensors.get("pixel_std", std).reshape(3, 1, 1).float()
+    if mean.max() <= 1:  # EoMT's authors count from 0 to 1
+        mean, std = 255 * mean, 255 * std
     if mean[0] < mean[2]:  # photographs have more red than blue: these are BGR, as detectron2's own ResNets
         mean, std = mean.flip(0), std.flip(0)
         for name in ("backbone.model.conv1.weight", "backbone.model.patch_embed.proj.weight"):
@@ -180,6 +207,30 @@ class Architecture:
         )
 
 
+@dataclass(frozen=True)
+class EncoderOnlyArchitecture:
+    """Likewise of an encoder-only network."""
+
+    width: int | None
+    blocks: int | None
+    blocks_with_queries: int | None
+    num_queries: int | None
+    positions: int | None  # patches of the image size that position embeddings are kept for
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> EncoderOnlyArchitecture:
+        def size(name: str, axis: int = 0) -> int | None:
+            return tensors[name].shape[axis] if name in tensors else None
+
+        return cls(
+            width=size("queries.weight", 1),
+            blocks=_count(tensors, r"backbone\.vit\.blocks\.(\d+)\..+"),
+            blocks_with_queries=size("mask_probability"),
+            num_queries=size("queries.weight"),
+            positions=size("backbone.vit.pos_embed", 1),
+        )
+
+
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in tensors if (match := re.fullmatch(pattern, name))})
 
@@ -201,9 +252,15 @@ def _backbone_title(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _check_fit(path: Path, tensors: Mapping[str, Tensor], network: MaskClassificationNetwork) -> None:
+def _check_fit(path: Path, tensors: Mapping[str, Tensor], network: SegmentationNetwork) -> None:
+    kind: type[Architecture | EncoderOnlyArchitecture] = Architecture
+    if isinstance(network, EncoderOnlyNetwork):
+        kind = EncoderOnlyArchitecture
+    if any(name.startswith("backbone.vit.") for name in tensors) != (kind is EncoderOnlyArchitecture):
+        name = "a Mask2Former" if kind is EncoderOnlyArchitecture else "an EoMT"
+        raise UserError(f"{path}: of {name}, which does not fit into a network of the class {type(network).__name__}")
     own = {name: t for name, t in network.state_dict().items() if not name.startswith("classifier.")}
-    theirs, ours = Architecture.of(tensors), Architecture.of(own)
+    theirs, ours = kind.of(tensors), kind.of(own)
     differences = [
         f"{f.name} {getattr(theirs, f.name)} (network: {getattr(ours, f.name) or type(network.backbone).__name__})"
         for f in fields(theirs)

@@ -1,4 +1,4 @@
-"""What the tensors of published Mask2Former checkpoints are called here: Hugging Face's and detectron2's names.
+"""What the tensors of published Mask2Former and EoMT checkpoints are called here, by whose names they have.
 
 A rule is a pattern of the whole name and what it becomes:
 
@@ -6,7 +6,7 @@ A rule is a pattern of the whole name and what it becomes:
 - ``a|b|c``: it is split in equal parts along its first axis, one for each name;
 - ``a[1/3]``: it is the second of three such parts of ours.
 
-``backbone.model.`` stands before the names of timm's ResNet and Swin.
+``backbone.model.`` stands before the names of timm's ResNet and Swin, ``backbone.vit.`` before those of its ViTs.
 """
 
 from __future__ import annotations
@@ -338,4 +338,98 @@ HUGGING_FACE = NamingScheme(
         (_HF_ENCODER + r".+\.num_batches_tracked", "only used while statistics are gathered"),
         (_HF_SWIN + r"layernorm\.(weight|bias)", "the image classifier's norm, not used for dense prediction"),
     ),
+)
+
+
+# ------------------------------------------------------------------------------------- EoMT (encoder-only network)
+
+_VIT = "backbone.vit."
+_HF_VIT_LAYER = r"layers\.(\d+)\."
+_CONSTANT = (r"criterion\.empty_weight", "a constant of the loss")
+
+
+def _dinov3_vit(embeddings: str, layer: str, norm: str) -> Rules:
+    """A DINOv3 of transformers, whose attention has biases of queries and values alone.
+
+    Args:
+        embeddings: pattern of the prefix of its embeddings.
+        layer: likewise of a layer, with its number as a group.
+        norm: likewise of the final norm.
+    """
+    block = rf"{_VIT}blocks.\1."
+    return (
+        (embeddings + r"cls_token", rf"{_VIT}cls_token"),
+        (embeddings + r"register_tokens", rf"{_VIT}reg_token"),
+        (embeddings + r"patch_embeddings\.(.+)", rf"{_VIT}patch_embed.proj.\1"),
+        *(
+            (layer + rf"attention\.{part}_proj\.weight", f"{block}attn.qkv.weight[{i}/3]")
+            for i, part in enumerate("qkv")
+        ),
+        (layer + r"attention\.([qv])_proj\.bias", rf"{block}attn.\2_bias"),
+        (layer + r"attention\.o_proj\.(.+)", rf"{block}attn.proj.\2"),
+        (layer + r"layer_scale([12])\.lambda1", rf"{block}gamma_\2"),
+        (layer + r"(norm[12]\..+)", rf"{block}\2"),
+        (layer + r"mlp\.up_proj\.(.+)", rf"{block}mlp.fc1.\2"),
+        (layer + r"mlp\.down_proj\.(.+)", rf"{block}mlp.fc2.\2"),
+        (norm + r"(weight|bias)", rf"{_VIT}norm.\1"),
+    )
+
+
+_HF_EOMT_HEAD: Rules = (
+    (r"query\.weight", r"queries.weight"),
+    *((rf"mask_head\.fc{i + 1}\.(.+)", rf"mask_head.{2 * i}.\1") for i in range(3)),
+    *(
+        (rf"upscale_block\.block\.(\d)\.{theirs}\.(.+)", rf"upscale.\1.{ours}.\2")
+        for theirs, ours in (("conv1", 0), ("conv2", 2), ("layernorm2d", 3))
+    ),
+    (r"class_predictor\.(.+)", rf"{CLASS_HEAD}.\1"),
+    (r"attn_mask_probs", r"mask_probability"),
+)
+
+HUGGING_FACE_EOMT = NamingScheme(
+    title="Hugging Face EoMT",
+    rules=(
+        *_HF_EOMT_HEAD,
+        (r"embeddings\.cls_token", rf"{_VIT}cls_token"),
+        (r"embeddings\.register_tokens", rf"{_VIT}reg_token"),
+        (r"embeddings\.position_embeddings\.weight", rf"{_VIT}pos_embed"),
+        (r"embeddings\.patch_embeddings\.projection\.(.+)", rf"{_VIT}patch_embed.proj.\1"),
+        *(
+            (_HF_VIT_LAYER + rf"attention\.{part}_proj\.(.+)", rf"{_VIT}blocks.\1.attn.qkv.\2[{i}/3]")
+            for i, part in enumerate("qkv")
+        ),
+        (_HF_VIT_LAYER + r"attention\.out_proj\.(.+)", rf"{_VIT}blocks.\1.attn.proj.\2"),
+        (_HF_VIT_LAYER + r"layer_scale([12])\.lambda1", rf"{_VIT}blocks.\1.ls\2.gamma"),
+        (_HF_VIT_LAYER + r"(norm[12]\..+|mlp\.fc[12]\..+)", rf"{_VIT}blocks.\1.\2"),
+        (_HF_VIT_LAYER + r"mlp\.weights_in\.(.+)", rf"{_VIT}blocks.\1.mlp.fc1.\2"),  # of g
+        (_HF_VIT_LAYER + r"mlp\.weights_out\.(.+)", rf"{_VIT}blocks.\1.mlp.fc2.\2"),
+        (r"layernorm\.(.+)", rf"{_VIT}norm.\1"),
+    ),
+    dropped=(_CONSTANT,),
+)
+
+HUGGING_FACE_EOMT_DINOV3 = NamingScheme(
+    title="Hugging Face EoMT with DINOv3",
+    rules=(*_HF_EOMT_HEAD, *_dinov3_vit(r"embeddings\.", _HF_VIT_LAYER, r"layernorm\.")),
+    dropped=(_CONSTANT, (r"rope_embeddings\..+", "computed from the width of the heads")),
+)
+
+_EOMT_VIT = r"network\.encoder\.backbone\."
+
+LIGHTNING_EOMT = NamingScheme(
+    title="Lightning (official EoMT)",
+    rules=(
+        (r"network\.encoder\.(pixel_mean|pixel_std)", r"\1"),
+        (r"network\.q\.weight", r"queries.weight"),
+        (r"network\.(mask_head\..+)", r"\1"),
+        *(
+            (rf"network\.upscale\.(\d)\.{theirs}\.(.+)", rf"upscale.\1.{ours}.\2")
+            for theirs, ours in (("conv1", 0), ("conv2", 2), ("norm", 3))
+        ),
+        (r"network\.class_head\.(.+)", rf"{CLASS_HEAD}.\1"),
+        (r"network\.attn_mask_probs", r"mask_probability"),
+        *_dinov3_vit(_EOMT_VIT + r"patch_embed\.", _EOMT_VIT + r"blocks\.(\d+)\.", _EOMT_VIT + r"norm\."),
+        (_EOMT_VIT + r"(?!rope_embeddings)(.+)", rf"{_VIT}\1"),  # timm's own names
+    ),
+    dropped=(_CONSTANT, (_EOMT_VIT + r"rope_embeddings\..+", "computed from the width of the heads")),
 )
