@@ -21,8 +21,11 @@ class Optimization:
     Attributes:
         lr: peak learning rate of everything but the backbone.
         weight_decay: not applied to biases, norms, embeddings and other one-dimensional parameters.
+        decay_all: apply weight decay to these too (EoMT's authors).
         backbone_lr_factor: backbone's learning rate / lr.
         warmup_steps: linear from 0 to the peak over these optimisation steps.
+        backbone_warmup_steps: the backbone's rate is 0 during ``warmup_steps``, and then rises over these steps (EoMT);
+            0 = it rises with the others.
         schedule: "step" multiplies by ``step_factor`` at each of ``milestones``; "poly" decays as
             (1 - progress) ** ``poly_power``; "constant" does neither.
         milestones: fractions of the run, in (0, 1).
@@ -30,8 +33,10 @@ class Optimization:
 
     lr: float = 1e-4
     weight_decay: float = 0.05
+    decay_all: bool = False
     backbone_lr_factor: float = 0.1
     warmup_steps: int = 0
+    backbone_warmup_steps: int = 0
     schedule: Literal["step", "poly", "constant"] = "step"
     milestones: tuple[float, ...] = (0.9, 0.95)
     step_factor: float = 0.1
@@ -60,9 +65,9 @@ def parameter_groups(network: nn.Module, options: Optimization) -> list[dict[str
     Parameters under ``network.backbone`` take ``backbone_lr_factor``, times ``backbone.lr_scale(name)`` where the
     backbone states one (layer-wise decay).
     """
-    undecayed = _without_decay(network)
+    undecayed = set() if options.decay_all else _without_decay(network)
     lr_scale: Callable[[str], float] = getattr(getattr(network, "backbone", None), "lr_scale", lambda name: 1.0)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -71,16 +76,22 @@ def parameter_groups(network: nn.Module, options: Optimization) -> list[dict[str
             part, factor = "backbone", options.backbone_lr_factor * lr_scale(name.removeprefix("backbone."))
         decay = 0.0 if id(parameter) in undecayed else options.weight_decay
         title = f"{part}_x{factor:g}_decay{decay:g}"
+        late = part == "backbone" and options.backbone_warmup_steps > 0
         group = groups.setdefault(
-            (factor, decay), {"params": [], "lr": options.lr * factor, "weight_decay": decay, "name": title}
+            (factor, decay, late), {"params": [], "lr": options.lr * factor, "weight_decay": decay, "name": title}
         )
         group["params"].append(parameter)
     return list(groups.values())
 
 
-def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
-    """Learning rate at an optimisation step, as a fraction of the peak, in [0, 1]."""
-    warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+def lr_factor(step: int, total_steps: int, options: Optimization, late: bool = False) -> float:
+    """Learning rate at an optimisation step, as a fraction of the peak, in [0, 1].
+
+    Args:
+        late: of the backbone, where it has a warm-up of its own.
+    """
+    start, length = (options.warmup_steps, options.backbone_warmup_steps) if late else (0, options.warmup_steps)
+    warm = min(1.0, max(0, step + 1 - start) / length) if length else 1.0
     progress = min(1.0, step / total_steps)
     match options.schedule:
         case "step":
@@ -94,7 +105,14 @@ def lr_factor(step: int, total_steps: int, options: Optimization) -> float:
 def build(network: nn.Module, total_steps: int, options: Optimization) -> tuple[AdamW, LambdaLR]:
     """The optimiser and its schedule, to be stepped once per optimisation step."""
     optimizer = AdamW(parameter_groups(network, options))
-    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, options))
+
+    def factor(late: bool) -> Callable[[int], float]:
+        return lambda step: lr_factor(step, total_steps, options, late)
+
+    in_backbone = [group["name"].startswith("backbone") for group in optimizer.param_groups]
+    return optimizer, LambdaLR(
+        optimizer, [factor(inside and options.backbone_warmup_steps > 0) for inside in in_backbone]
+    )
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -61,6 +61,26 @@ def test_schedules():
     assert lr_factor(999, 1000, Optimization(schedule="constant")) == 1.0
 
 
+def test_two_stage_warm_up():
+    """New parameters first, then the backbone."""
+    options = Optimization(lr=1.0, backbone_lr_factor=1.0, warmup_steps=4, backbone_warmup_steps=2, schedule="constant")
+    network = _Network()
+    optimizer, schedule = build(network, 100, options)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    rates = []
+    for _ in range(7):
+        parameters = (network.head.weight, network.backbone.norm.weight)
+        rates.append(tuple(group_of[id(p)]["lr"] for p in parameters))
+        optimizer.step()
+        schedule.step()
+    assert rates == [(0.25, 0), (0.5, 0), (0.75, 0), (1, 0), (1, 0.5), (1, 1), (1, 1)]
+
+
+def test_decay_of_everything():
+    groups = parameter_groups(_Network(), Optimization(decay_all=True))
+    assert {group["weight_decay"] for group in groups} == {0.05}
+
+
 def test_schedule_drives_the_optimizer():
     optimizer, schedule = build(_Network(), 10, Optimization(lr=1.0, schedule="poly", poly_power=1.0))
     for _ in range(5):
