@@ -34,6 +34,14 @@ SMALL = [
     "--model.criterion.init_args.num_points=64",
     "--model.optimization.warmup_steps=5",
 ]
+SMALL_ENCODER_ONLY = [
+    "--model.network.init_args.backbone.init_args.options={embed_dim: 32, depth: 4, num_heads: 2, drop_path_rate: 0.2}",
+    "--model.network.init_args.backbone.init_args.checkpointing=true",
+    "--model.network.init_args.num_queries=8",
+    "--model.criterion.init_args.num_points=64",
+    "--model.optimization.warmup_steps=3",
+    "--model.optimization.backbone_warmup_steps=3",
+]
 
 
 class Trace(pl.Callback):
@@ -103,15 +111,23 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def arguments(suite: Path, runs: Path, trace: Path, *more: str, run: str = "test", every_n_steps: int = 5) -> list[str]:
-    """Command line of a small `mini_all` with the callbacks that a run's course depends on."""
+def arguments(
+    suite: Path,
+    runs: Path,
+    trace: Path,
+    *more: str,
+    run: str = "test",
+    every_n_steps: int = 5,
+    encoder_only: bool = False,
+) -> list[str]:
+    """Command line of a small `mini_all`, or `mini_eomt_all`, with the callbacks that a run's course depends on."""
     callbacks: list[dict] = [{"class_path": f"callbacks.{name}"} for name in ("LossCurves", "Evaluation", "RunRecord")]
     callbacks += [{"class_path": "callbacks.NonFiniteGuard"}]
     callbacks += [{"class_path": "callbacks.Checkpoints", "init_args": {"every_n_steps": every_n_steps}}]
     callbacks += [{"class_path": "cli_runs.Trace", "init_args": {"path": str(trace)}}]
     return [
         "fit",
-        f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
+        f"--config={ROOT / 'conf' / 'exp' / ('mini_eomt_all' if encoder_only else 'mini_all')}.yaml",
         "--exp=mini_all",
         f"--run={run}",
         f"--runs={runs}",
@@ -127,7 +143,7 @@ def arguments(suite: Path, runs: Path, trace: Path, *more: str, run: str = "test
         "--trainer.enable_model_summary=false",
         "--trainer.log_every_n_steps=1",
         f"--trainer.callbacks={json.dumps(callbacks)}",
-        *SMALL,
+        *(SMALL_ENCODER_ONLY if encoder_only else SMALL),
         *more,
     ]
 

@@ -30,14 +30,14 @@ def suite(tmp_path_factory) -> Path:
     return ensure(tmp_path_factory.mktemp("data") / "mini", spec, progress=False)
 
 
-def run_single(suite: Path, base: Path, *options: str) -> Path:
-    process = start(arguments(suite, base / "runs", base / "trace.0", *options), base / "output.0")
+def run_single(suite: Path, base: Path, *options: str, **network: bool) -> Path:
+    process = start(arguments(suite, base / "runs", base / "trace.0", *options, **network), base / "output.0")
     assert finish(process) == 0, (base / "output.0").read_text()[-3000:]
     return base
 
 
-def run_two(suite: Path, base: Path, *options: str) -> Path:
-    args = [arguments(suite, base / "runs", base / f"trace.{rank}", *options) for rank in range(2)]
+def run_two(suite: Path, base: Path, *options: str, **network: bool) -> Path:
+    args = [arguments(suite, base / "runs", base / f"trace.{rank}", *options, **network) for rank in range(2)]
     processes = start_ranks(args, base / "output")
     codes = [finish(process) for process in processes]
     assert codes == [0, 0], "\n".join((base / f"output.{rank}").read_text()[-3000:] for rank in range(2))
@@ -136,6 +136,18 @@ def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
         (tmp_path / folder).mkdir()
     alone = run_single(suite, tmp_path / "one", *options)
     together = run_two(suite, tmp_path / "two", *options, *strategy(name))
+    assert_same_course(alone, together, STEPS)
+    assert_same_gradient(alone, together)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_the_encoder_only_network(suite, tmp_path, name):
+    """The same queries are masked on all ranks; no drop path, which each rank draws for itself."""
+    vit = "--model.network.init_args.backbone.init_args.options={embed_dim: 32, depth: 4, num_heads: 2}"
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    alone = run_single(suite, tmp_path / "one", *OPTIONS, vit, encoder_only=True)
+    together = run_two(suite, tmp_path / "two", *OPTIONS, vit, *strategy(name), encoder_only=True)
     assert_same_course(alone, together, STEPS)
     assert_same_gradient(alone, together)
 

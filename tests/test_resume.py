@@ -63,7 +63,7 @@ def assert_same_end(whole: Path, pieces: Path, step: int) -> None:
 
 
 def killed_and_resumed(
-    suite: Path, runs: Path, options: list[str], steps: int, kills: list[str], seed: int
+    suite: Path, runs: Path, options: list[str], steps: int, kills: list[str], seed: int, **network: bool
 ) -> list[dict]:
     """Run to the end, killed with SIGKILL in between, each time with another number of loading processes.
 
@@ -78,9 +78,8 @@ def killed_and_resumed(
     for number, moment in enumerate([*kills, "end"]):
         workers = [0, 2, 1, 3][number % 4]
         before = read(trace)
-        process = start(
-            arguments(suite, runs, trace, *options, "--resume=auto", f"--data.num_workers={workers}"), output
-        )
+        more = "--resume=auto", f"--data.num_workers={workers}"
+        process = start(arguments(suite, runs, trace, *options, *more, **network), output)
         ahead = rng.randint(1, max(2, 2 * steps // (len(kills) + 1)))
 
         def reached(moment=moment, before=before, ahead=ahead) -> bool:
@@ -120,6 +119,33 @@ def test_killed_and_resumed_equals_undisturbed(suite, whole, tmp_path):
     assert figures(trace) == figures(read(whole / "trace"))
     assert set(figures(trace)) == {4, 8, 12}
     assert_same_end(whole / "runs", tmp_path / "runs", 12)
+
+
+def test_the_encoder_only_network_resumes_alike(suite, tmp_path):
+    """Masks anneal between steps 2 and 10 of 12: which queries are masked follows from the step."""
+    options = [*OPTIONS, "--trainer.max_steps=12", "--trainer.val_check_interval=6"]
+    traces = {}
+    for name, kills in {"a": [], "b": ["step", "step"]}.items():
+        (tmp_path / name).mkdir()
+        runs = tmp_path / name / "runs"
+        traces[name] = killed_and_resumed(suite, runs, options, 12, kills, seed=4, encoder_only=True)
+    assert len(by_batch(traces["b"])) == 12
+    assert by_batch(traces["a"]) == by_batch(traces["b"])
+    assert_same_end(tmp_path / "a" / "runs", tmp_path / "b" / "runs", 12)
+    assert (state(tmp_path / "b" / "runs", 12)["state_dict"]["network.mask_probability"] == 0).all()
+
+
+@pytest.mark.slow
+def test_60_steps_of_the_encoder_only_network_killed_at_6_random_moments(suite, tmp_path):
+    options = [*OPTIONS, "--trainer.max_steps=60", "--trainer.val_check_interval=30"]
+    traces = {}
+    for name, kills in {"a": [], "b": ["step", "validation", "step", "checkpoint", "step", "step"]}.items():
+        (tmp_path / name).mkdir()
+        runs = tmp_path / name / "runs"
+        traces[name] = killed_and_resumed(suite, runs, options, 60, kills, seed=5, encoder_only=True)
+    assert len(by_batch(traces["b"])) == 60
+    assert by_batch(traces["a"]) == by_batch(traces["b"])
+    assert_same_end(tmp_path / "a" / "runs", tmp_path / "b" / "runs", 60)
 
 
 @pytest.mark.slow
