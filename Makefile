@@ -4,6 +4,7 @@
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
 #   CKPT   checkpoint to evaluate (default: untrained weights), to export or to predict with: a file, or a folder of shards
+#   PATH   folder of your own data to write an experiment for; NAME the experiment's name (default: the folder's)
 #   OUT    file to export to (default: model.safetensors in the run's folder); folder to predict to (default: predictions)
 #   IMAGES images to predict on: folders, files
 #   DATA   folder that holds the datasets (default: the experiment's own, see conf/exp)
@@ -37,8 +38,13 @@ CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/w
          $(if $(ON),--config conf/on/$(if $(filter mini_%,$(EXP)),mini_)$(ON).yaml) \
          $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data.root="$(DATA)")
 
+ifeq ($(origin PATH),command line)  # of make own-data: commands are still to be found
+FOLDER := $(PATH)
+override PATH := /usr/local/bin:/usr/bin:/bin
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats ablation report replay score embed export predict tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data ablation report replay score embed export predict tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +87,9 @@ data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment'
 
 data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one page: EXP=mini_all
 	$(CLI) data-stats $(CONFIG) $(ARGS)
+
+own-data: setup ## write the experiment of a folder of your own data: PATH=photos NAME=mine
+	$(call needs,FOLDER,PATH=folder with images and annotations)$(CLI) own-data "$(FOLDER)" $(if $(NAME),--name "$(NAME)") $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
 	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Packed
+from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.id_map import Runs
 from dataseg.io.images import ImageArray, Shrink, read_image, read_labels
-from dataseg.io.paths import inside, list_files
+from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
 _PROBED = 8
@@ -114,10 +115,11 @@ class LabelMaps(LabelMapReader):
         vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
         ignore: value of pixels that belong to no class.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
-        image_suffix: ending of the images, e.g. ``.jpg``.
-        labels_suffix: ending of the label maps, e.g. ``.png``.
+        image_suffix: ending of the images, in any case, e.g. ``.jpg``; None = any image.
+        labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image.
         tasks: evaluated tasks; training uses the first. Default: semantic.
         names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other folder to evaluate on.
     """
 
     title = "label maps"
@@ -131,15 +133,18 @@ class LabelMaps(LabelMapReader):
         vocabulary: vocabularies.Classes,
         ignore: int = 255,
         offset: int = 0,
-        image_suffix: str = ".jpg",
-        labels_suffix: str = ".png",
+        image_suffix: str | None = None,
+        labels_suffix: str | None = None,
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
-        self.image_suffix, self.labels_suffix = image_suffix, labels_suffix
+        self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out
+        self._image_of: dict[str, str] = {}  # by stem
+        self._labels_of: dict[str, str] = {}
         self._images = self._labels = Path()
 
     def locate(self, root: Path) -> None:
@@ -147,39 +152,47 @@ class LabelMaps(LabelMapReader):
         _, (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
-        stems = paired_stems(self, self._images, self.image_suffix, self._labels, self.labels_suffix, on_problem)
-        paired = set(stems)
-        labels = [name.removesuffix(self.labels_suffix) for name in list_files(self._labels, self.labels_suffix)]
-        for stem in (lonely := [label for label in labels if label not in paired]):
-            on_problem(
-                f"{self._labels}: {stem}{self.labels_suffix} has no image {stem}{self.image_suffix}", benign=True
-            )
+        self._image_of = by_stem(list_images(self._images, self.image_suffix), self._images)
+        self._labels_of = by_stem(list_images(self._labels, self.labels_suffix), self._labels)
+        stems = complete(self, self._image_of, self._labels_of, self._labels, on_problem)
+        for stem in (lonely := sorted(set(self._labels_of) - set(self._image_of))):
+            on_problem(f"{self._labels}: {self._labels_of[stem]} has no image in {self._images}", benign=True)
         self.counts["label_maps_without_an_image"] = len(lonely)
+        if self.hold_out is not None:
+            stems = [stem for stem in stems if self.hold_out.keeps(self._image_of[stem])]
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
         if min(values) < 0:
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
         self._read(stems, label_table(values, self.ignore), self._images, on_problem)
 
     def image_path(self, stem: str) -> Path:
-        return inside(self._images, stem + self.image_suffix)
+        return self._images / self._image_of[stem]
 
     def labels_path(self, stem: str) -> Path:
-        return inside(self._labels, stem + self.labels_suffix)
+        return self._labels / self._labels_of[stem]
 
 
 def paired_stems(
     reader: Reader, images: Path, image_suffix: str, labels: Path, labels_suffix: str, on_problem: OnProblem
 ) -> list[str]:
     """Stems of all images in a folder, sorted; complains of images without a label map."""
-    stems = [name.removesuffix(image_suffix) for name in list_files(images, image_suffix)]
-    missing = sorted(set(stems) - {name.removesuffix(labels_suffix) for name in list_files(labels, labels_suffix)})
+    stems = {name.removesuffix(image_suffix): name for name in list_files(images, image_suffix)}
+    found = {name.removesuffix(labels_suffix): name for name in list_files(labels, labels_suffix)}
+    return complete(reader, stems, found, labels, on_problem)
+
+
+def complete(
+    reader: Reader, images: Mapping[str, str], labels: Mapping[str, str], folder: Path, on_problem: OnProblem
+) -> list[str]:
+    """Stems of the images that have a label map in ``folder``, both name by stem; complains of the others."""
+    missing = [stem for stem in images if stem not in labels]
     if missing and on_problem is raise_problem:
         raise UserError(
-            f"{reader.title}: {len(missing)} images have no label map in {labels}, e.g. {missing[0]}{labels_suffix}"
+            f"{reader.title}: {len(missing)} images have no label map in {folder}, e.g. {images[missing[0]]}"
         )
     for stem in missing:
-        on_problem(f"{labels}: {stem}{labels_suffix} is missing, {images} has {stem}{image_suffix}")
-    return [stem for stem in stems if stem not in set(missing)] if missing else stems
+        on_problem(f"{folder}: no label map of the image {images[stem]}")
+    return [stem for stem in images if stem in labels]
 
 
 class UnknownLabelError(ValueError):

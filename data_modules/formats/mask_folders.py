@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index, image_batch
+from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import ImageArray, Shrink, read_image, read_mask
-from dataseg.io.paths import inside, list_files
+from dataseg.io.paths import by_stem, list_images
 from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
 from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError, Vocabulary
@@ -34,10 +36,11 @@ class MaskFolders(IndexedReader):
         images: image folder below ``root``.
         masks: folder of the mask folders below ``root``.
         vocabulary: name or file of the classes, or the classes themselves.
-        image_suffix: ending of the images.
-        mask_suffix: ending of the masks.
+        image_suffix: ending of the images, in any case; None = any image.
+        mask_suffix: ending of the masks, in any case; None = any image.
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other folder to evaluate on.
     """
 
     title = "folders of masks"
@@ -51,14 +54,15 @@ class MaskFolders(IndexedReader):
         images: str,
         masks: str,
         vocabulary: vocabularies.Classes,
-        image_suffix: str = ".jpg",
-        mask_suffix: str = ".png",
+        image_suffix: str | None = None,
+        mask_suffix: str | None = None,
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.images, self.masks = root, images, masks
-        self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
+        self.image_suffix, self.mask_suffix, self.hold_out = image_suffix, mask_suffix, hold_out
         self.gives = "masks" if self.tasks[0] == Task.INSTANCE else "map"
         if len({task == Task.INSTANCE for task in self.tasks}) == 2:
             raise UserError(
@@ -73,32 +77,41 @@ class MaskFolders(IndexedReader):
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = _names(self.vocabulary)
-        stems = [name.removesuffix(self.image_suffix) for name in list_files(self._images, self.image_suffix)]
-        if not stems:
-            raise UserError(f"{self.title}: {self._images} holds no *{self.image_suffix}")
-        for name in (lonely := sorted(_folders(self._masks) - set(stems))):
-            on_problem(f"{self._masks}: folder {name} has no image {name}{self.image_suffix}", benign=True)
+        image_of = by_stem(list_images(self._images, self.image_suffix), self._images)
+        if not image_of:
+            raise UserError(f"{self.title}: {self._images} holds no image{self.image_suffix or ''}")
+        folder_of = {unicodedata.normalize("NFC", name): name for name in _folders(self._masks)}
+        for name in (lonely := sorted(folder_of.keys() - image_of.keys())):
+            on_problem(f"{self._masks}: folder {name} has no image in {self._images}", benign=True)
         self.counts["mask_folders_without_an_image"] = len(lonely)
+        if len(lonely) == len(folder_of):
+            raise UserError(f"{self.title}: no folder of {self._masks} has the name of an image of {self._images}")
+        if self.hold_out is not None:
+            image_of = {stem: name for stem, name in image_of.items() if self.hold_out.keeps(name)}
         counts: list[int] = []
         labels: list[int] = []
         files: list[bytes] = []
-        for stem in stems:
+        for stem in image_of:
             found = 0
-            for name in list_files(self._masks / stem, self.mask_suffix):
+            masks = self._masks / folder_of.get(stem, stem)
+            for name in list_images(masks, self.mask_suffix):
                 label = _label(PurePosixPath(name).stem, label_of)
                 if label is None:
-                    on_problem(f"{self._masks / stem / name}: its name begins with no class of the vocabulary")
+                    on_problem(f"{masks / name}: its name begins with no class of the vocabulary")
                     continue
                 if on_problem is not raise_problem:  # in training they are not opened before their image is
-                    self._look_at(self._masks / stem / name, on_problem)
+                    self._look_at(masks / name, on_problem)
                 labels.append(label)
-                files.append(name.encode())
+                files.append((masks / name).relative_to(self._masks).as_posix().encode())
                 found += 1
             counts.append(found)
-        names = [stem.encode() for stem in stems]
-        sizes = np.zeros((len(stems), 2), dtype=np.int32)  # known once an image is opened
+        if not image_of:
+            raise UserError(f"{self.title}: {self._images} has no image in the part {self.hold_out}")
+        names = [name.encode() for name in image_of.values()]
+        sizes = np.zeros((len(names), 2), dtype=np.int32)  # known once an image is opened
         columns: dict[str, NDArray[Any] | list[bytes]] = {"label": np.array(labels, dtype=np.int32), "file": files}
-        self._index = Index([image_batch(names, names, sizes, np.array(counts), columns)])
+        stems = [stem.encode() for stem in image_of]
+        self._index = Index([image_batch(stems, names, sizes, np.array(counts), columns)])
 
     def _look_at(self, path: Path, on_problem: OnProblem) -> None:
         try:
@@ -109,10 +122,9 @@ class MaskFolders(IndexedReader):
             on_problem(f"{path}: no pixel is above 0", benign=True)
 
     def image_path(self, file_name: str) -> Path:
-        return inside(self._images, file_name + self.image_suffix)
+        return self._images / file_name
 
     def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
-        stem = self.image_id(index)
         size = (0, 0)
 
         def ask(found: tuple[int, int]) -> int:
@@ -120,10 +132,10 @@ class MaskFolders(IndexedReader):
             size = found
             return shrink(found) if shrink is not None else 1
 
-        image = read_image(self.image_path(stem), self.title, shrink=ask)
+        image = read_image(self.image_path(self.index.image(index).file_name), self.title, shrink=ask)
         labels = self.index.column(index, "label")
         files = self.index.packed(index, "file")
-        masks = [read_mask(inside(self._masks / stem, file.decode()), self.title, size) for file in files]
+        masks = [read_mask(self._masks / file.decode(), self.title, size) for file in files]
         return image, self._target(masks, labels, size)
 
     def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:

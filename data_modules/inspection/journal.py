@@ -57,8 +57,7 @@ def _files(reader: Reader, index: int) -> list[Path]:
     if isinstance(reader, PanopticReader):
         files.append(inside(reader._labels, row.labels_name))
     if isinstance(reader, MaskFolders):
-        masks = inside(reader._masks, row.file_name)
-        files += [inside(masks, name.decode()) for name in reader.index.packed(index, "file")]
+        files += [reader._masks / name.decode() for name in reader.index.packed(index, "file")]
     return files
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "ablation": "dataseg.cli.ablation",
     "data-check": "data_modules.inspection.check",
     "data-stats": "data_modules.inspection.stats",
+    "own-data": "data_modules.inspection.own_data",
     "embed": "dataseg.cli.embed",
     "export": "dataseg.cli.export",
     "merge-shards": "dataseg.cli.merge_shards",

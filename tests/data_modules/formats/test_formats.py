@@ -384,7 +384,7 @@ def test_label_maps_of_16_bits(tmp_path):
     reader = ready(LabelMaps("mine", "images", "labels", **options), tmp_path)
     assert reader.load(0)[1].class_map().tolist() == [[0, 255, 458, VOID]]
     (tmp_path / "mine/labels/a.tif").unlink()
-    with pytest.raises(ValueError, match=r"1 images have no label map.*a\.tif"):
+    with pytest.raises(ValueError, match=r"1 images have no label map in .*labels, e\.g\. a\.jpg"):
         reader.setup(tmp_path)
 
 
@@ -461,16 +461,24 @@ def test_crowds_however_they_are_written(tmp_path, value, crowd):
 
 
 def test_own_label_maps_say_what_they_leave_out(tmp_path):
+    """Images of any suffix and letter case are used, in any Unicode form; not what operating systems leave behind."""
     for folder in ("images", "labels"):
         (tmp_path / "mine" / folder).mkdir(parents=True)
-    for name in ("1.jpg", "2.JPG"):
-        (tmp_path / "mine/images" / name).write_bytes(cv2.imencode(".jpg", np.zeros((1, 4, 3), np.uint8))[1].tobytes())
-    for number in (1, 2):
-        cv2.imwrite(str(tmp_path / f"mine/labels/{number}.png"), np.ones((1, 4), np.uint8))
+    for name in ("1.jpg", "2.JPG", "3.png", "Bru\u0308cke.jpeg", "._1.jpg", "Thumbs.db"):
+        picture = cv2.imencode(".png", np.zeros((1, 4, 3), np.uint8))[1].tobytes()
+        (tmp_path / "mine/images" / name).write_bytes(picture)
+    for stem in ("1", "2", "3", "Br\u00fccke", "5"):
+        cv2.imwrite(str(tmp_path / f"mine/labels/{stem}.png"), np.ones((1, 4), np.uint8))
     classes = [OwnClass("a", 0), OwnClass("b", 1)]
-    assert ready(LabelMaps("mine", "images", "labels", classes), tmp_path).counts == {"label_maps_without_an_image": 1}
+    reader = ready(LabelMaps("mine", "images", "labels", classes), tmp_path)
+    assert reader.counts == {"label_maps_without_an_image": 1}
+    assert [reader.image_id(k) for k in range(len(reader))] == ["1", "2", "3", "Br\u00fccke"]
+    assert all(reader.load(k)[1].labels.tolist() == [1] for k in range(4))
     with pytest.raises(UserError, match="offset 1 gives values below 0"):
         LabelMaps("mine", "images", "labels", classes, offset=1).setup(tmp_path)
+    (tmp_path / "mine/images/1.png").write_bytes(picture)
+    with pytest.raises(UserError, match=r"1\.jpg and 1\.png have the same stem"):
+        LabelMaps("mine", "images", "labels", classes).setup(tmp_path)
 
 
 @pytest.mark.parametrize(("end", "ids"), [("", (26, 7)), ("_trainId", (13, 0))])

@@ -202,7 +202,7 @@ def test_colours_of_masks_with_a_palette_count(mask_root):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_folders_of_masks_without_an_image_are_told(mask_root, zipped):
-    (mask_root / "mine/photos/b.jpg").rename(mask_root / "mine/photos/b.JPG")
+    (mask_root / "mine/photos/b.jpg").unlink()
     (mask_root / "mine/masks/b/pot.png").write_bytes((mask_root / "mine/masks/a/pot.png").read_bytes())
     if zipped:
         shutil.make_archive(str(mask_root / "mine/masks"), "zip", mask_root / "mine/masks")
@@ -211,7 +211,7 @@ def test_folders_of_masks_without_an_image_are_told(mask_root, zipped):
     reader.locate(mask_root)
     reader.read(lambda message, benign=False: told.append((message, benign)))
     assert len(told) == 1
-    assert told[0][0].endswith(": folder b has no image b.jpg")
+    assert ": folder b has no image in " in told[0][0]
     assert told[0][1]
     assert ready(reader, mask_root).counts == {"mask_folders_without_an_image": 1}
 

@@ -1,0 +1,383 @@
+"""Looks at a folder of your own images and annotations, and writes the experiment that trains on them.
+
+``dataseg own-data FOLDER [--name NAME]``
+
+Recognises exports of labelling tools, COCO-style JSON, label maps and folders of masks by what the files hold. Writes
+``conf/exp/NAME.yaml``: reader, classes, a validation part (held out by a hash of the images' names if the folder knows
+none), sizes and a small network, and says what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from data_modules import formats
+from data_modules.formats.reader import IndexedReader, Reader
+from data_modules.formats.yolo import read_data_yaml
+from data_modules.inspection.check import evenly_spaced
+from data_modules.inspection.statistics import describe
+from data_modules.layout import MissingDataError
+from data_modules.vocabularies import OwnClass
+from dataseg.io.atomic import write_text
+from dataseg.io.images import open_pixels
+from dataseg.io.json_files import read_json
+from dataseg.io.paths import IMAGE_SUFFIXES, list_images, read_bytes, walk
+from dataseg.io.xml_files import read_xml
+from dataseg.structures import UserError
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Words in names of files and folders that say which part they hold."""
+SHARES = (0.2, 0.3, 0.4, 0.5)
+"""Of the images that are held out for validation: the first that leaves images on both sides."""
+MAX_CLASSES = 256
+"""Values of a label map; more are no classes."""
+_LABELS = re.compile(r"label|mask|annot|gt|seg|truth", re.IGNORECASE)
+_LARGE = 64 << 20  # bytes of a JSON that only COCO-style tools write
+_LOOKED_AT = 200  # images, where only their files say what they hold
+
+
+@dataclass
+class Found:
+    """Annotations that a reader may serve.
+
+    Attributes:
+        kind: name of the reader in `data_modules.formats`.
+        where: file or folder below the folder that was looked at.
+        arguments: of the reader, but ``root`` and ``images``.
+        needs_images: whether the reader is told the image folder.
+    """
+
+    kind: str
+    where: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    needs_images: bool = True
+
+    @property
+    def part(self) -> str | None:
+        """Train, val or test, if its name says so."""
+        words = re.split(r"[^a-z]+", self.where.lower().replace(str(self.arguments.get("part", "")), ""))
+        stated = self.arguments.get("part")
+        return stated or next((part for part, names in PARTS.items() if set(names) & set(words)), None)
+
+
+def recognise(folder: Path) -> list[Found]:
+    """All annotations in a folder, of the first form that is there.
+
+    Raises:
+        UserError: none that is known, or several forms.
+    """
+    names = walk(folder)
+    found = [item for name in names for item in _of_file(folder, name)]
+    found = _grouped(folder, found) or list(_folders(folder, names))
+    kinds = Counter(item.kind for item in found)
+    if not found:
+        endings = Counter(PurePosixPath(name).suffix.lower() for name in names)
+        listed = ", ".join(f"{count} {ending or '(no ending)'}" for ending, count in endings.most_common(6))
+        raise UserError(
+            f"{folder}: no annotations of a known form among its files ({listed or 'none'}): wanted are YOLO with its "
+            "data.yaml, labelme, Pascal VOC, CVAT for images 1.1, Label Studio's JSON, VIA, COCO-style JSON, label "
+            "maps or folders of masks, see docs/own_data.md"
+        )
+    if len(kinds) > 1:
+        several = "; ".join(f"{kind}: {next(i.where for i in found if i.kind == kind)}" for kind in kinds)
+        raise UserError(f"{folder}: annotations of several forms ({several}): give a folder with one of them")
+    return found
+
+
+def _of_file(folder: Path, name: str) -> Iterator[Found]:
+    path, suffix = folder / name, PurePosixPath(name).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        about = read_data_yaml(path)
+        if "names" in about:
+            parts = [part for part in PARTS if about.get(part)]
+            yield from (Found("Yolo", name, {"annotations": name, "part": part}, needs_images=False) for part in parts)
+    elif suffix == ".xml":
+        kind = {"annotations": "CvatImages", "annotation": "PascalVocBoxes"}.get(read_xml(path).tag)
+        if kind:
+            yield Found(kind, name, {"annotations": name})
+    elif suffix == ".csv" and b"region_shape_attributes" in read_bytes(path)[:1000]:
+        yield Found("Via", name, {"annotations": name})
+    elif suffix == ".json":
+        kind = "CocoInstances" if path.stat().st_size > _LARGE else _kind_of_json(read_json(path))
+        if kind:
+            yield Found(kind, name, {"annotations": name})
+
+
+def _kind_of_json(content: Any) -> str | None:
+    if isinstance(content, list):
+        return "LabelStudio" if content and isinstance(content[0], dict) and "data" in content[0] else None
+    if not isinstance(content, dict):
+        return None
+    if "shapes" in content and "imagePath" in content:
+        return "Labelme"
+    if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
+        records = [record for record in content["annotations"] if isinstance(record, dict)]
+        if any("segments_info" in record for record in records):
+            return "CocoPanoptic"
+        return "CocoInstances" if any(record.get("segmentation") for record in records) else "CocoBoxes"
+    records = list(content.get("_via_img_metadata", content).values())
+    return "Via" if records and all(isinstance(r, dict) and "regions" in r for r in records) else None
+
+
+def _grouped(folder: Path, found: list[Found]) -> list[Found]:
+    """Forms with a file per image: one entry for all, or one per list or folder of a part."""
+    kinds = {item.kind for item in found}
+    if "Labelme" in kinds:
+        return _by_folder("Labelme", [i for i in found if i.kind == "Labelme"]) + [
+            i for i in found if i.kind != "Labelme"
+        ]
+    if "PascalVocBoxes" not in kinds:
+        return found
+    files = [item for item in found if item.kind == "PascalVocBoxes"]
+    sets = [name for name in walk(folder) if name.endswith(".txt") and "ImageSets/Main/" in f"{name}"]
+    whole = _by_folder("PascalVocBoxes", files)
+    listed = [
+        Found("PascalVocBoxes", name, {**whole[0].arguments, "image_set": name})
+        for name in sets
+        if len(whole) == 1 and PurePosixPath(name).stem in ("train", "val", "test")
+    ]
+    return (listed or whole) + [item for item in found if item.kind != "PascalVocBoxes"]
+
+
+def _by_folder(kind: str, files: list[Found]) -> list[Found]:
+    """One entry per folder of a part, else one for the folder that holds them all."""
+    folders = sorted({str(PurePosixPath(item.where).parent) for item in files})
+    entries = [Found(kind, name, {"annotations": name}) for name in folders]
+    if len(entries) == 1 or all(entry.part for entry in entries):
+        return entries
+    common = PurePosixPath(folders[0])
+    while not all(PurePosixPath(name).is_relative_to(common) for name in folders):
+        common = common.parent
+    return [Found(kind, str(common), {"annotations": str(common)})]
+
+
+def _folders(folder: Path, names: list[str]) -> Iterator[Found]:
+    """Label maps, and folders of masks: two folders whose files or folders have the same names."""
+    stems: dict[str, set[str]] = {}
+    for name in names:
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            path = PurePosixPath(name)
+            stems.setdefault(str(path.parent), set()).add(path.stem)
+    for images, mine in stems.items():
+        below = [other for other in stems if other != images and PurePosixPath(other).name in mine]
+        parents = {str(PurePosixPath(other).parent) for other in below}
+        if len(parents) == 1:
+            yield Found("MaskFolders", (masks := parents.pop()), {"masks": masks, "images": images}, needs_images=False)
+        for labels, others in stems.items():
+            shared = mine & others
+            if labels != images and 2 * len(shared) > len(mine) and _is_label_map(folder, labels, names):
+                if not _is_label_map(folder, images, names) or (_LABELS.search(labels) and not _LABELS.search(images)):
+                    arguments = {"annotations": labels, "images": images}
+                    yield Found("LabelMaps", labels, arguments, needs_images=False)
+
+
+def _is_label_map(folder: Path, place: str, names: list[str]) -> bool:
+    first = next(name for name in names if str(PurePosixPath(name).parent) == place)
+    if PurePosixPath(first).suffix.lower() not in (".png", ".tif", ".tiff"):
+        return False
+    pixels = open_pixels(folder / first)
+    return pixels.ndim == 2 and len(np.unique(pixels)) <= MAX_CLASSES
+
+
+# -------------------------------------------------------------------------------------------------- readers
+
+
+def image_folders(folder: Path, part: str | None) -> list[str]:
+    """Folders that may hold the images: those named after the part first, then the deepest; the folder itself last."""
+    below: Counter[str] = Counter()
+    for name in walk(folder):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            below.update(str(parent) for parent in PurePosixPath(name).parents)
+    words = PARTS.get(part or "", ())
+    return sorted(below, key=lambda n: (not any(w in n.lower().split("/") for w in words), n == ".", -below[n]))
+
+
+def build(folder: Path, found: Found, classes: list[OwnClass] | None) -> tuple[Reader, dict[str, Any]]:
+    """The reader that finds its images, set up, and its arguments as they stand in a YAML file.
+
+    Raises:
+        UserError: it does not: the message for the likeliest image folder.
+    """
+    kind = getattr(formats, found.kind)
+    places = [{"images": name} for name in image_folders(folder, found.part)] if found.needs_images else [{}]
+    targets = [{"targets": "masks"}, {"targets": "boxes"}] if "targets" in signature(kind).parameters else [{}]
+    errors: list[Exception] = []
+    for place, target in itertools.product(places or [{"images": "."}], targets):
+        arguments = {"root": folder.absolute().name, **found.arguments, **place, **target}
+        reader = kind(**arguments, vocabulary=classes)
+        try:
+            reader.setup(folder.absolute().parent)
+        except (UserError, MissingDataError) as error:
+            errors.append(error)
+            continue
+        if target.get("targets") != "masks" or 2 * reader.counts["without_mask"] <= len(reader.index.all("label")):
+            return reader, arguments
+    raise UserError(f"{found.kind}: {errors[0]}") from errors[0]
+
+
+@dataclass
+class Plan:
+    """What the experiment is to be.
+
+    Attributes:
+        train, val: readers as they stand in a YAML file; None = nothing can be scored.
+        image_size: side of the training crops, pixels.
+        lines: what was found, for people.
+    """
+
+    train: dict[str, Any]
+    val: dict[str, Any] | None
+    image_size: int
+    lines: list[str]
+
+
+def plan(folder: Path) -> Plan:
+    """Recognise a folder and set up its readers.
+
+    Raises:
+        UserError: the folder is not there, holds nothing that is known, or something in it cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    by_part: dict[str | None, Found] = {}
+    for item in recognise(folder):
+        if (other := by_part.setdefault(item.part, item)) is not item:
+            raise UserError(
+                f"{folder}: {other.where} and {item.where} both hold annotations: give a folder with one of them, or"
+                " name them after their parts: train, val"
+            )
+    train = by_part.get("train") or by_part.get(None) or next(iter(by_part.values()))
+    others = (by_part.get(part) for part in ("val", "test"))
+    val = next((item for item in others if item is not None and item is not train), None)
+    reader, arguments = build(folder, train, _named_classes(folder, train))
+    classes = [
+        {"name": c.name, "id": c.id, **({} if c.is_thing else {"kind": "stuff"})} for c in reader.vocabulary.classes
+    ]
+    lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
+    if val is None:
+        share = next((share for share in SHARES if _divides(reader, share)), None)
+        if share is None:
+            raise UserError(
+                f"{folder}: {len(reader)} images are too few to hold some with objects out for validation: annotate more"
+            )
+        lines.append(f"validation: {len(_held_out(reader, share))} of them, held out by a hash of their names")
+        parts = [arguments | {"hold_out": {"part": part, "share": share}} for part in ("train", "val")]
+    else:
+        val_reader, val_arguments = build(folder, val, [OwnClass(**c) for c in classes])
+        lines += [f"validation: {val.where}", *_told(val_reader, "val")]
+        parts = [arguments, val_arguments]
+    if reader.gives == "boxes":
+        lines.append("boxes are trained on, but no score here is of boxes: look at the pictures of make predict")
+    of_train, of_val = (
+        {"class_path": f"data_modules.formats.{train.kind}", "init_args": part | {"vocabulary": classes}}
+        for part in parts
+    )
+    return Plan(of_train, None if reader.gives == "boxes" else of_val, _typical_size(reader), lines)
+
+
+def _named_classes(folder: Path, found: Found) -> list[OwnClass] | None:
+    """Of the forms whose files list none."""
+    if found.kind == "LabelMaps":
+        place = folder / found.arguments["annotations"]
+        values = sorted({int(v) for name in list_images(place) for v in np.unique(open_pixels(place / name))} - {255})
+        return [OwnClass(f"class {value}", value, "stuff") for value in values]
+    if found.kind == "MaskFolders":
+        stems = {PurePosixPath(name).stem for name in walk(folder / found.arguments["masks"])}
+        names = sorted({re.sub(r"[_\-. ]*\d*$", "", stem) or stem for stem in stems})
+        return [OwnClass(name, number) for number, name in enumerate(names, 1)]
+    return None
+
+
+def _held_out(reader: Reader, share: float) -> list[int]:
+    names = [
+        reader.index.image(k).file_name if isinstance(reader, IndexedReader) else reader.image_id(k) + ".png"
+        for k in range(len(reader))
+    ]
+    return [k for k, name in enumerate(names) if formats.HoldOut("val", share).keeps(name)]
+
+
+def _divides(reader: Reader, share: float) -> bool:
+    """Whether both parts have objects."""
+    held = set(_held_out(reader, share))
+    labelled = list(range(len(reader)))
+    if isinstance(reader, IndexedReader):
+        labelled = np.flatnonzero(reader.index.lengths()).tolist()
+    return 0 < sum(k in held for k in labelled) < len(labelled)
+
+
+def _told(reader: Reader, name: str) -> list[str]:
+    """Counts of images, objects by class and everything that reading dropped or mended."""
+    found = describe(reader, name, _LOOKED_AT)
+    classes = ", ".join(f"{c} {n}" for c, n in zip(reader.vocabulary.names, found.per_class.tolist(), strict=True))
+    of = f" of {found.counted} of them" if found.counted < found.images else ""
+    lines = [f"{found.images} images; segments by class{of}: {classes}"]
+    return lines + [f"  {what.replace('_', ' ')}: {count}" for what, count in reader.counts.items() if count]
+
+
+def _typical_size(reader: Reader) -> int:
+    """Median of the longer sides, a multiple of 32 from 128 to 512: what the small network is quick with."""
+    sides = [max(reader.load(k)[0].shape[:2]) for k in evenly_spaced(len(reader), 16)]
+    return int(np.clip(32 * round(float(np.median(sides)) / 32), 128, 512))
+
+
+def experiment_yaml(name: str, folder: Path, plan: Plan) -> str:
+    """The experiment's file, to lie in ``conf/exp``."""
+    size = plan.image_size
+    arguments = {
+        "root": os.path.relpath(folder.absolute().parent),
+        "train": {name: plan.train},
+        **({"val": {name: plan.val}} if plan.val else {}),
+        "ratios": {name: 1},
+        "image_size": size,
+        "eval_size": size,
+        "eval_max_size": 2 * size,
+        "batch_size": 8,
+        "scale_range": [0.5, 1.5],
+    }
+    content = {"extends": "../own.yaml", "model": {"classifier": "learnt"}, "data": {"init_args": arguments}}
+    if plan.val is None:
+        content["trainer"] = {"limit_val_batches": 0}
+    found = "\n".join(f"#        {line}" for line in plan.lines)
+    head = f"# Run:   make train EXP={name}\n# Found: in {folder}\n{found}\n"
+    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Repeats what stands twice, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="dataseg own-data", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder with images and their annotations")
+    parser.add_argument("--name", help="of the experiment; default: the folder's")
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder of the configuration files")
+    parser.add_argument("--overwrite", action="store_true", help="replace an experiment of this name")
+    given = parser.parse_args(args)
+    name = given.name or re.sub(r"\W+", "_", given.folder.absolute().name).lower()
+    path = given.conf / "exp" / f"{name}.yaml"
+    if path.exists() and not given.overwrite:
+        raise UserError(f"{path} is there already: give another --name, or --overwrite")
+    found = plan(given.folder)
+    write_text(path, experiment_yaml(name, given.folder, found))
+    print("\n".join([*found.lines, f"wrote {path}: look through it, then", f"  make data-check EXP={name}"]))
+    print(f"  make train EXP={name}")
+    return 0

@@ -1,0 +1,152 @@
+"""`dataseg own-data` on folders as labelling tools leave them: recognised, described, written, trained on."""
+
+import shutil
+
+import cv2
+import numpy as np
+import own_exports
+import pytest
+import yaml
+from cli_runs import ROOT, SMALL, finish, start
+from own_exports import SIZE, STEMS
+
+from data_modules.inspection.own_data import main
+from dataseg.structures import UserError
+
+FORMS = {
+    "yolo": "Yolo",
+    "labelme": "Labelme",
+    "voc": "PascalVocBoxes",
+    "cvat": "CvatImages",
+    "label_studio": "LabelStudio",
+    "via": "Via",
+    "via_csv": "Via",
+    "coco": "CocoInstances",
+    "label_maps": "LabelMaps",
+    "mask_folders": "MaskFolders",
+}
+BOXES = {"voc"}
+
+
+def write_label_maps(base):
+    own_exports.write_pictures(base / "images")
+    (base / "labels").mkdir()
+    for k, stem in enumerate(STEMS):
+        values = np.full(SIZE, 255, np.uint8)
+        values[10:30, 5:40] = k % 2
+        (base / f"labels/{stem}.png").write_bytes(cv2.imencode(".png", values)[1].tobytes())
+
+
+def write_mask_folders(base):
+    own_exports.write_pictures(base / "images")
+    for stem in STEMS:
+        (base / "masks" / stem).mkdir(parents=True)
+        for name in ("bolt_1", "bolt_2", "crack"):
+            mask = np.zeros(SIZE, np.uint8)
+            mask[4:20, 4:30] = 255
+            (base / f"masks/{stem}/{name}.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+
+
+def write(form, base):
+    own = {"label_maps": write_label_maps, "mask_folders": write_mask_folders}
+    (own.get(form) or getattr(own_exports, f"write_{form}"))(base)
+
+
+@pytest.fixture
+def conf(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("exp", "suite"))
+    return tmp_path / "conf"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_is_recognised(form, conf, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(form, tmp_path / "mine")
+    assert main(["mine", "--conf", str(conf)]) == 0
+    told = capsys.readouterr().out
+    assert "3 images; segments by class: " in told
+    content = yaml.safe_load((conf / "exp" / "mine.yaml").read_text(encoding="utf-8"))
+    data = content["data"]["init_args"]
+    assert data["train"]["mine"]["class_path"] == f"data_modules.formats.{FORMS[form]}"
+    assert ("val" in data) == (form not in BOXES)
+    names = [c["name"] for c in data["train"]["mine"]["init_args"]["vocabulary"]]
+    assert names == (
+        ["class 0", "class 1"] if form == "label_maps" else ["bolt"] if form == "voc" else ["bolt", "crack"]
+    )
+    with pytest.raises(UserError, match="is there already"):
+        main(["mine", "--conf", str(conf)])
+
+
+def test_parts_are_known_by_their_names(conf, tmp_path):
+    base = tmp_path / "mine"
+    for part in ("train", "val"):
+        own_exports.write_coco(base / part)
+        (base / part / "annotations.json").rename(base / f"instances_{part}.json")
+    main([str(base), "--name", "parts", "--conf", str(conf)])
+    data = yaml.safe_load((conf / "exp" / "parts.yaml").read_text(encoding="utf-8"))["data"]["init_args"]
+    for part in ("train", "val"):
+        arguments = data[part]["parts"]["init_args"]
+        assert arguments["annotations"] == f"instances_{part}.json"
+        assert arguments["images"] == f"{part}/images"
+        assert "hold_out" not in arguments
+
+
+def test_what_is_not_recognised(conf, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        main([str(tmp_path / "nowhere"), "--conf", str(conf)])
+    own_exports.write_pictures(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"no annotations of a known form among its files \(3 .jpg\)"):
+        main([str(tmp_path / "mine"), "--conf", str(conf)])
+    own_exports.write_coco(tmp_path / "mine")
+    own_exports.write_cvat(tmp_path / "mine")
+    with pytest.raises(
+        UserError, match=r"several forms \(CocoInstances: annotations.json; CvatImages: annotations.xml"
+    ):
+        main([str(tmp_path / "mine"), "--conf", str(conf)])
+
+
+def train(form, conf, tmp_path, steps):
+    """The written experiment, trained with a tiny network; returns the run's folder."""
+    write(form, tmp_path / "mine")
+    main([str(tmp_path / "mine"), "--conf", str(conf)])
+    arguments = [
+        "fit",
+        f"--config={conf / 'exp' / 'mine.yaml'}",
+        f"--runs={tmp_path / 'runs'}",
+        "--exp=mine",
+        "--run=test",
+        f"--data.root={tmp_path}",
+        "--data.batch_size=2",
+        "--data.num_workers=0",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        *SMALL,
+    ]
+    status = finish(start(arguments, tmp_path / "output"), 300)
+    assert status == 0, (tmp_path / "output").read_text()[-3000:]
+    return tmp_path / "runs" / "mine" / "test"
+
+
+@pytest.mark.parametrize("form", ["voc", "cvat"])
+def test_trained_for_a_few_steps(form, conf, tmp_path):
+    run = train(form, conf, tmp_path, 2)
+    assert list((run / "checkpoints").iterdir())
+    if form == "cvat":
+        assert "AP" in (run / "metrics.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_checked_trained_evaluated_and_predicted(form, conf, tmp_path):
+    from data_modules.inspection.check import main as data_check
+    from dataseg.cli.predict import main as predict
+
+    run = train(form, conf, tmp_path, 20)
+    config = [f"--config={conf / 'exp' / 'mine.yaml'}", "--exp=mine", f"--runs={tmp_path / 'runs'}"]
+    assert data_check([*config, f"--data.root={tmp_path}", "--data.num_workers=0"]) == 0
+    checkpoint = next((run / "checkpoints").glob("*.ckpt"))
+    images = next(path.parent for path in (tmp_path / "mine").rglob("*.jpg"))
+    assert predict(["--model", str(checkpoint), "--images", str(images), "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").glob("*.jpg"))) or len(list((tmp_path / "out").glob("*.png")))
