@@ -43,8 +43,8 @@ PARTS = {
     "test": ("test", "testing"),
 }
 """Words in names of files and folders that say which part they hold."""
-SHARES = (0.2, 0.3, 0.4, 0.5)
-"""Of the images that are held out for validation: the first that leaves images on both sides."""
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.1, 0.6, 0.7, 0.8, 0.9)
+"""Of the images that are held out for validation: the first that leaves objects on both sides."""
 MAX_CLASSES = 256
 """Values of a label map; more are no classes."""
 _LABELS = re.compile(r"label|mask|annot|gt|seg|truth", re.IGNORECASE)
@@ -266,20 +266,17 @@ def plan(folder: Path) -> Plan:
     others = (by_part.get(part) for part in ("val", "test"))
     val = next((item for item in others if item is not None and item is not train), None)
     reader, arguments = build(folder, train, _named_classes(folder, train))
-    classes = [
-        {"name": c.name, "id": c.id, **({} if c.is_thing else {"kind": "stuff"})} for c in reader.vocabulary.classes
-    ]
+    own_classes = [OwnClass(c.name, c.id, "thing" if c.is_thing else "stuff") for c in reader.vocabulary.classes]
+    classes = [{"name": c.name, "id": c.id, **({"kind": c.kind} if c.kind == "stuff" else {})} for c in own_classes]
     lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
     if val is None:
         share = next((share for share in SHARES if _divides(reader, share)), None)
         if share is None:
-            raise UserError(
-                f"{folder}: {len(reader)} images are too few to hold some with objects out for validation: annotate more"
-            )
+            raise UserError(f"{folder}: {len(reader)} images are too few to hold some with objects out for validation")
         lines.append(f"validation: {len(_held_out(reader, share))} of them, held out by a hash of their names")
         parts = [arguments | {"hold_out": {"part": part, "share": share}} for part in ("train", "val")]
     else:
-        val_reader, val_arguments = build(folder, val, [OwnClass(**c) for c in classes])
+        val_reader, val_arguments = build(folder, val, own_classes)
         lines += [f"validation: {val.where}", *_told(val_reader, "val")]
         parts = [arguments, val_arguments]
     if reader.gives == "boxes":
