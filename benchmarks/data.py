@@ -40,10 +40,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from data_modules import CocoPanoptic
 from data_modules.datasets import TrainDataset
+from data_modules.formats import CocoPanoptic
 from data_modules.transforms import TrainTransform
-from dataseg.io.images import read_image, read_rgb_ids
+from dataseg.io.images import open_image, read_rgb_ids
 from dataseg.structures import PADDING_RGB, SegmentMap
 
 Key = tuple[int, int]
@@ -118,7 +118,7 @@ class Masks:
     def _read(self, image_path: Path, labels_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         """Image, uint8 ``[3, H, W]``, and segment ids ``[H, W]``."""
         if self.lean:
-            image = torch.from_numpy(read_image(image_path, "lean"))
+            image = torch.from_numpy(open_image(image_path, "lean").decode())
             ids = read_rgb_ids(labels_path, "lean", (image.shape[0], image.shape[1])) & 0xFFFFFF
             return image.permute(2, 0, 1).contiguous(), torch.from_numpy(ids.view(np.int32))
         with Image.open(image_path) as file:

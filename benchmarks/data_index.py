@@ -32,7 +32,7 @@ def peak_gb() -> float:
 
 
 def _reader(root: Path):  # noqa: ANN202
-    from data_modules import Objects365Boxes
+    from data_modules.formats import Objects365Boxes
 
     return Objects365Boxes(skip=[]), root
 

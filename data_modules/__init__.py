@@ -1,41 +1,15 @@
-"""Everything that turns files on disk into samples and batches."""
+"""Everything that turns files on disk into samples and batches: `CoTraining`, and readers in `data_modules.formats`."""
 
+from typing import Any
+
+from data_modules import formats
 from data_modules.co_training import CoTraining
-from data_modules.formats import (
-    AdePanoptic,
-    AdeSemantic,
-    CityscapesPanoptic,
-    CocoBoxes,
-    CocoInstances,
-    CocoPanoptic,
-    CocoSemantic133,
-    HubDataset,
-    LabelMaps,
-    MaskFolders,
-    MissingDataError,
-    Objects365Boxes,
-    Objects365Instances,
-    PascalContext59,
-    PascalContext459,
-    Reader,
-)
 
-__all__ = [
-    "AdePanoptic",
-    "AdeSemantic",
-    "CityscapesPanoptic",
-    "CoTraining",
-    "CocoBoxes",
-    "CocoInstances",
-    "CocoPanoptic",
-    "CocoSemantic133",
-    "HubDataset",
-    "LabelMaps",
-    "MaskFolders",
-    "MissingDataError",
-    "Objects365Boxes",
-    "Objects365Instances",
-    "PascalContext59",
-    "PascalContext459",
-    "Reader",
-]
+__all__ = ["CoTraining"]
+
+
+def __getattr__(name: str) -> Any:
+    """Readers by the path that version 0.1 gave them, such as ``data_modules.CocoPanoptic``."""
+    if name in formats.__all__:
+        return getattr(formats, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

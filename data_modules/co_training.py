@@ -27,7 +27,8 @@ from data_modules.layout import (
 from data_modules.loaders import Stream, evaluation_loader, names_of
 from data_modules.mini import MiniSpec, ensure
 from data_modules.sampling import Schedule, blocks, share_out, tempered
-from data_modules.transforms import EvaluationTransform, TrainTransform
+from data_modules.transforms import TrainTransform
+from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.io.cache import use_cache
 from dataseg.structures import DatasetSpec, Sample, Task, TestTimeAugmentation, UserError, Vocabulary
 
@@ -46,20 +47,12 @@ class CoTraining(LightningDataModule):
         ratios: sampling ratios by name in ``train``: any subset, any positive numbers.
         ratio_exponent: the ratios are taken to this power, 1 / sampling temperature: 0 makes those above 0 equal.
         root: folder that holds the datasets.
-        image_size: side of the square training crops, pixels.
+        train_transform: augmentation of training samples.
+        eval_transform: size of evaluation images.
+        test_time_augmentation: views of evaluation images; semantic tasks only.
         batch_size: samples of one optimisation step: over all ranks and accumulated batches together, which must divide
             it. With ``mixed`` it is raised to the next number that ratios, ranks and accumulation divide.
-        scale_range: large-scale jitter; 1 = the longer side becomes ``image_size``.
-        flip: probability of a horizontal flip.
-        color_jitter: strength of the colour changes, 0 = none.
-        eval_size: shorter side of evaluation images, pixels.
-        eval_max_size: longer side of evaluation images at most; goes before ``eval_size``.
         eval_batch_size: images of one evaluation batch on one rank.
-        eval_scales: semantic tasks only: factors on the evaluation image's size; class scores are averaged over them.
-        eval_flip: semantic tasks only: average over each scale and its mirror image.
-        eval_window: semantic tasks only: side of square windows, pixels, that go through the network one at a time in
-            place of the whole image; null = none.
-        eval_overlap: share of a window's side that the next one overlaps.
         num_workers: loading processes per rank, shared out by ratio, at least one per dataset; -1 = one per core;
             0 = load in the training process. The samples are the same whatever their number.
         prefetch_factor: batches each loading process keeps ready.
@@ -80,18 +73,11 @@ class CoTraining(LightningDataModule):
         ratios: dict[str, float] | None = None,
         ratio_exponent: float = 1,
         root: str | Path = "data",
-        image_size: int = 640,
+        train_transform: TrainTransform = TrainTransform(),  # noqa: B008 (keeps nothing from sample to sample)
+        eval_transform: ResizeShortestEdge = ResizeShortestEdge(),  # noqa: B008 (frozen)
+        test_time_augmentation: TestTimeAugmentation = TestTimeAugmentation(),  # noqa: B008 (frozen)
         batch_size: int = 16,
-        scale_range: tuple[float, float] = (0.1, 2.0),
-        flip: float = 0.5,
-        color_jitter: float = 0.0,
-        eval_size: int = 640,
-        eval_max_size: int = 1333,
         eval_batch_size: int = 1,
-        eval_scales: tuple[float, ...] = TestTimeAugmentation.scales,
-        eval_flip: bool = TestTimeAugmentation.flip,
-        eval_window: int | None = TestTimeAugmentation.window,
-        eval_overlap: float = TestTimeAugmentation.overlap,
         num_workers: int = -1,
         prefetch_factor: int = 2,
         seed: int = 0,
@@ -112,7 +98,9 @@ class CoTraining(LightningDataModule):
         self._val: dict[str, Reader] = dict(val or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.views = TestTimeAugmentation(tuple(eval_scales), eval_flip, eval_window, eval_overlap)
+        self.train_transform = train_transform
+        self.eval_transform = eval_transform
+        self.test_time_augmentation = test_time_augmentation
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = num_workers if num_workers >= 0 else cores
         self.prefetch_factor = prefetch_factor
@@ -120,8 +108,6 @@ class CoTraining(LightningDataModule):
         self.mixed = mixed
         self.on_error: OnError = on_error
         self.mini = mini
-        self.train_transform = TrainTransform(image_size, scale_range, flip, color_jitter)
-        self.eval_transform = EvaluationTransform(eval_size, eval_max_size)
         self._ready: set[int] = set()
         self._streams: dict[str, Stream] = {}
         self._read_classes()
@@ -137,10 +123,10 @@ class CoTraining(LightningDataModule):
 
     def _check(self) -> None:
         semantic = any(Task.SEMANTIC in reader.tasks for reader in self._val.values())
-        if self._val and not semantic and not self.views.is_plain:
+        if self._val and not semantic and not self.test_time_augmentation.is_plain:
             raise UserError(
-                "data.eval_scales, eval_flip and eval_window change semantic tasks only, and no dataset of data.val "
-                "has one: leave them out"
+                "data.test_time_augmentation changes semantic tasks only, and no dataset of data.val has one: leave it"
+                " out"
             )
         for name, reader in self.train_readers.items():
             if reader.gives == "map" and reader.tasks[0] is Task.INSTANCE:
@@ -193,9 +179,11 @@ class CoTraining(LightningDataModule):
         """Vocabulary and evaluated tasks of every dataset; known before `setup`."""
         tasks = {name: reader.tasks for name, reader in self.val_readers.items()}
         areas = {name: reader.areas for name, reader in self.val_readers.items()}
-        resize = str(self.eval_transform.size)
+        resize = str(self.eval_transform)
         return {
-            name: DatasetSpec(vocabulary, tasks.get(name, ()), self.views, areas.get(name, "stored"), resize)
+            name: DatasetSpec(
+                vocabulary, tasks.get(name, ()), self.test_time_augmentation, areas.get(name, "stored"), resize
+            )
             for name, vocabulary in self.vocabularies.items()
         }
 
@@ -315,7 +303,7 @@ class CoTraining(LightningDataModule):
             evaluation_loader(
                 dataset=name,
                 reader=reader,
-                transform=self.eval_transform,
+                resize=self.eval_transform,
                 batch_size=self.eval_batch_size,
                 world_size=world_size,
                 rank=rank,

@@ -7,7 +7,8 @@ from typing import Literal
 from torch.utils.data import Dataset
 
 from data_modules.formats.reader import Reader
-from data_modules.transforms import EvaluationTransform, TrainTransform
+from data_modules.transforms import TrainTransform
+from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.structures import UNREADABLE, Sample, UserError
 
 OnError = Literal["stop", "skip"]
@@ -51,21 +52,14 @@ class TrainDataset(Dataset[Sample]):
                 return sample
 
     def _sample(self, index: int, seed: int) -> Sample:
-        size: tuple[int, int] | None = None
-
-        def shrink(found: tuple[int, int]) -> int:
-            nonlocal size
-            size = found
-            return self.transform.shrink(found, seed)
-
-        image, target = self.reader.load(index, shrink)
-        size = size or (image.shape[0], image.shape[1])
-        pixels, moved, counts = self.transform(image, target, seed, size)
+        encoded, target = self.reader.open(index)
+        image = encoded.decode(self.transform.divisor(encoded.size, seed))
+        pixels, moved, counts = self.transform(image, target, seed, encoded.size)
         return Sample(
             image=pixels,
             target=moved,
             image_id=self.reader.image_id(index),
-            original_size=size,
+            original_size=encoded.size,
             seed=seed,
             counts=counts,
         )
@@ -74,9 +68,9 @@ class TrainDataset(Dataset[Sample]):
 class EvaluationDataset(Dataset[Sample]):
     """A reader's samples resized for evaluation, targets untouched; indexed by (index, is padding)."""
 
-    def __init__(self, reader: Reader, transform: EvaluationTransform) -> None:
+    def __init__(self, reader: Reader, resize: ResizeShortestEdge) -> None:
         self.reader = reader
-        self.transform = transform
+        self.resize = resize
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -85,7 +79,7 @@ class EvaluationDataset(Dataset[Sample]):
         index, is_padding = key
         image, target = self.reader.load(index)
         return Sample(
-            image=self.transform(image),
+            image=to_tensor(self.resize.resize(image)),
             target=target,
             image_id=self.reader.image_id(index),
             original_size=(image.shape[0], image.shape[1]),

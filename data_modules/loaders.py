@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from data_modules.datasets import EvaluationDataset, TrainDataset
 from data_modules.formats.reader import Reader
 from data_modules.sampling import Schedule
-from data_modules.transforms import EvaluationTransform
+from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.structures import Batch, Sample, Task
 
 
@@ -122,7 +122,7 @@ class RankShare(DistributedSampler[Any]):
 def evaluation_loader(
     dataset: str,
     reader: Reader,
-    transform: EvaluationTransform,
+    resize: ResizeShortestEdge,
     batch_size: int,
     world_size: int,
     rank: int,
@@ -131,7 +131,7 @@ def evaluation_loader(
 ) -> DataLoader[Sample]:
     """This rank's share of one evaluation set, in a fixed order."""
     return DataLoader(
-        EvaluationDataset(reader, transform),
+        EvaluationDataset(reader, resize),
         batch_size=batch_size,
         sampler=RankShare(len(reader), world_size, rank),
         collate_fn=partial(Batch.collate, dataset=dataset, task=reader.tasks[0]),

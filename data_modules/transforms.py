@@ -6,8 +6,11 @@ follows from its seed alone: neither worker, rank, nor history plays a part.
 
 from __future__ import annotations
 
+import copy
 import os
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -18,7 +21,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.annotation_index.coco_json import MIN_SIDE
-from dataseg.inference.resize import ResizeShortestEdge, resize, to_tensor
+from dataseg.inference.resize import resize
 from dataseg.io.id_map import Runs
 from dataseg.io.images import ImageArray
 from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
@@ -28,6 +31,9 @@ import albumentations as A  # noqa: N812  # the name its documentation uses
 from albumentations.core.type_definitions import Targets
 
 Counts = dict[str, int]
+
+_QUIET = A.NoOp()
+"""Without it, boxes beside changes of colour alone bring a warning."""
 
 
 class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
@@ -87,48 +93,98 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
         return moved
 
 
+@dataclass
 class TrainTransform:
     """Large-scale jitter, horizontal flip, colour jitter, padding to a fixed square; then targets are tidied.
 
-    Args:
-        size: side of the result, pixels.
-        scale_range: bounds of the random scale; 1 = the longer side becomes ``size``.
+    Attributes:
+        image_size: side of the result, pixels.
+        scale_range: bounds of the random scale; 1 = the longer side becomes ``image_size``.
         flip: probability of a horizontal flip.
         color_jitter: strength of brightness, contrast and saturation changes, and a quarter of it for hue; 0 = none.
+        augmentation: albumentations transforms, applied in this order before the padding; id maps are resampled by
+            nearest neighbour, and what they uncover is `VOID`, or outside of every instance mask.
         min_box_side: boxes narrower or lower than this many pixels of the result are dropped.
+
+    Raises:
+        UserError: a number out of its range, or an augmentation that cannot be applied to images with id maps, boxes
+            and instance masks; all of them are named.
     """
 
-    def __init__(
-        self,
-        size: int,
-        scale_range: tuple[float, float] = (0.1, 2.0),
-        flip: float = 0.5,
-        color_jitter: float = 0.0,
-        min_box_side: float = 2.0,
-    ) -> None:
-        if not 0 < scale_range[0] <= scale_range[1]:
-            raise UserError(f"scale_range must be two positive numbers in order, got {list(scale_range)}")
-        if size < 1 or not 0 <= color_jitter < 1:
-            raise UserError(f"need size >= 1 and 0 <= color_jitter < 1, got {size} and {color_jitter}")
-        span = (1 - color_jitter, 1 + color_jitter)
-        hue = (-color_jitter / 4, color_jitter / 4)
-        colors = (
-            [A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=1.0)] if color_jitter else []
-        )
-        self.size, self.scale_range = size, scale_range
-        self._jitter = ScaleAndCrop(size)
-        steps = [self._jitter, A.HorizontalFlip(p=flip), *colors]  # padding comes last, and is cheaper done by hand
-        self._pipeline = A.Compose(steps, is_check_shapes=False)  # the image may be decoded smaller than its target
-        boxes = A.BboxParams(format="pascal_voc", min_width=min_box_side, min_height=min_box_side)
-        self._box_pipeline = A.Compose(steps, bbox_params=boxes, is_check_shapes=False)
+    image_size: int = 640
+    scale_range: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    augmentation: list[A.BasicTransform | A.BaseCompose] = field(default_factory=list)
+    min_box_side: float = 2.0
 
-    def shrink(self, size: tuple[int, int], seed: int) -> int:
+    def __post_init__(self) -> None:
+        size, strength = self.image_size, self.color_jitter
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise UserError(f"scale_range must be two positive numbers in order, got {list(self.scale_range)}")
+        if size < 1 or not 0 <= strength < 1:
+            raise UserError(f"need image_size >= 1 and 0 <= color_jitter < 1, got {size} and {strength}")
+        span = (1 - strength, 1 + strength)
+        hue = (-strength / 4, strength / 4)
+        colors = [A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=1.0)] if strength else []
+        self._jitter = ScaleAndCrop(size)
+        # padding comes last, and is cheaper done by hand
+        self._pipelines = self._with_and_without_boxes([self._jitter, A.HorizontalFlip(p=self.flip), *colors])
+        self._augmentations = self._with_and_without_boxes([_QUIET, *self.augmentation])
+        problems = [problem for transform in _leaves(self.augmentation) if (problem := self._problem_of(transform))]
+        if problems:
+            raise UserError("train_transform.augmentation: " + "; ".join(problems))
+
+    def _with_and_without_boxes(self, steps: list[Any]) -> dict[bool, A.Compose]:
+        boxes = A.BboxParams(format="pascal_voc", min_width=self.min_box_side, min_height=self.min_box_side)
+        # the image may be decoded smaller than its target
+        options = {"is_check_shapes": False, "mask_interpolation": cv2.INTER_NEAREST}
+        return {False: A.Compose(steps, **options), True: A.Compose(steps, bbox_params=boxes, **options)}
+
+    def _problem_of(self, transform: Any) -> str:
+        """Why an augmentation cannot be used, found by trying it on each kind of target; empty if it can."""
+        name = type(transform).__name__
+        if isinstance(transform, A.Morphological) or getattr(transform, "fill_mask", None) not in (None, 0):
+            return f"{name} writes other numbers into id maps (fill_mask must be 0)"
+        always = copy.deepcopy(transform)
+        always.p = 1.0
+        pipelines = self._with_and_without_boxes([_QUIET, always])
+        picture = np.full((self.image_size, self.image_size, 3), 128, dtype=np.uint8)
+        ids = np.ones(picture.shape[:2], dtype=np.int16)
+        box = np.array([[0, 0, self.image_size, self.image_size, 0]], dtype=np.float32)
+        for target in ({"mask": ids}, {"masks": ids[None].astype(np.uint8)}, {"bboxes": box}):
+            try:
+                self._augment(pipelines, 0, {"image": picture, **target})
+            except UserError as error:
+                return f"{name} ({error})"
+        return ""
+
+    def _augment(self, pipelines: dict[bool, A.Compose], seed: int, data: dict[str, Any]) -> dict[str, Any]:
+        """One pass through albumentations transforms; ids are 1 higher for it, as they fill up with 0.
+
+        Raises:
+            UserError: it fails, or the image is larger or of another kind than before.
+        """
+        shifted = data | ({"mask": data["mask"] + 1} if "mask" in data else {})
+        try:
+            out = _run(pipelines, [seed, 1], f"augmentation {seed}", shifted)
+        except Exception as error:  # they raise many kinds
+            raise UserError(f"augmentation failed: {type(error).__name__}: {error}") from error
+        image, limit = out["image"], self.image_size
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or max(image.shape[:2]) > limit:
+            raise UserError(
+                f"augmentation gives {image.dtype} {list(image.shape)}, the image must stay uint8 [H, W, 3] with sides"
+                f" of image_size = {limit} at most"
+            )
+        return out | ({"mask": out["mask"] - 1} if "mask" in data else {})
+
+    def divisor(self, size: tuple[int, int], seed: int) -> int:
         """By how much the sides of an image of (H, W) may be divided when it is decoded: 1, 2, 4 or 8.
 
         The result is then still not enlarged. Where the scale asks for a crop, the answer is 1.
         """
-        scale = self._scale(seed) * self.size / max(size)
-        if scale * max(size) > self.size:
+        scale = self._scale(seed) * self.image_size / max(size)
+        if scale * max(size) > self.image_size:
             return 1
         return next((divisor for divisor in (8, 4, 2) if scale * divisor <= 1), 1)
 
@@ -141,20 +197,20 @@ class TrainTransform:
         """Augment one sample.
 
         Args:
-            image: uint8 ``[H, W, 3]``, or smaller by what `shrink` allowed.
+            image: uint8 ``[H, W, 3]``, or smaller by `divisor`.
             target: of H x W; crowds become `VOID` (maps) or stay (masks).
             seed: decides every random choice.
             size: (H, W), if the image is smaller.
 
         Returns:
-            uint8 ``[3, size, size]``, the target in that frame, and what was dropped.
+            uint8 ``[3, image_size, image_size]``, the target in that frame, and what was dropped.
         """
         self._jitter.source = size or (image.shape[0], image.shape[1])
         self._jitter.scale = self._scale(seed)
         if isinstance(target, SegmentMap):
-            out = self._run(self._pipeline, seed, image=image, mask=target.ids.numpy())
+            out = self._run(seed, image=image, mask=target.ids.numpy())
             moved, counts = compact(out["mask"], target)
-            ids = torch.full((self.size, self.size), VOID, dtype=moved.ids.dtype)
+            ids = torch.full((self.image_size, self.image_size), VOID, dtype=moved.ids.dtype)
             ids[: moved.ids.shape[0], : moved.ids.shape[1]] = moved.ids
             moved.ids = ids
             return self._padded(out["image"]), moved, counts
@@ -163,24 +219,21 @@ class TrainTransform:
         return self._masks(image, target, seed)
 
     def _padded(self, image: NDArray[Any]) -> Tensor:
-        """``[H, W, 3]`` -> ``[3, size, size]``, the image at the top left."""
+        """``[H, W, 3]`` -> ``[3, image_size, image_size]``, the image at the top left."""
         rows, columns = image.shape[:2]
-        padded = np.empty((3, self.size, self.size), dtype=np.uint8)
+        padded = np.empty((3, self.image_size, self.image_size), dtype=np.uint8)
         for channel, value in zip(padded, PADDING_RGB, strict=True):
             channel[rows:] = value
             channel[:rows, columns:] = value
         cv2.split(image, [channel[:rows, :columns] for channel in padded])
         return torch.from_numpy(padded)
 
-    def _run(self, pipeline: A.Compose, seed: int, **data: Any) -> dict[str, Any]:
-        # One pair of generators for all steps: `set_random_seed` would give each step the same stream of numbers,
-        # and then the flip would follow from the scale.
-        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        result: dict[str, Any] = pipeline(**data)
-        return result
+    def _run(self, seed: int, **data: Any) -> dict[str, Any]:
+        out = _run(self._pipelines, seed, seed, data)
+        return self._augment(self._augmentations, seed, out) if self.augmentation else out
 
     def _boxes(self, image: ImageArray, target: Boxes, seed: int) -> tuple[Tensor, Target, Counts]:
-        out = self._run(self._box_pipeline, seed, image=image, bboxes=self._on_image(target.xyxy, image))
+        out = self._run(seed, image=image, bboxes=self._on_image(target.xyxy, image))
         boxes, kept = _moved(out)
         moved = Boxes(xyxy=boxes, labels=target.labels[kept])
         return self._padded(out["image"]), moved, _dropped(len(target) - len(moved))
@@ -206,8 +259,8 @@ class TrainTransform:
             data["masks"] = np.stack([coco_mask.decode(target.rles[k]) for k in known])
         if unknown:
             data["bboxes"] = self._on_image(clipped[unknown], image)
-        out = self._run(self._box_pipeline if unknown else self._pipeline, seed, **data)
-        masks = np.zeros((len(known), self.size, self.size), dtype=np.uint8)
+        out = self._run(seed, **data)
+        masks = np.zeros((len(known), self.image_size, self.image_size), dtype=np.uint8)
         rows, columns = out["image"].shape[:2]
         for mask, moved_mask in zip(masks, out.get("masks", ()), strict=True):
             mask[:rows, :columns] = moved_mask
@@ -218,7 +271,7 @@ class TrainTransform:
         moved = InstanceMasks(
             rles=[*rles, *[None] * len(rest)],
             labels=target.labels[sources],
-            size=(self.size, self.size),
+            size=(self.image_size, self.image_size),
             is_crowd=None if target.is_crowd is None else target.is_crowd[sources],
             boxes=torch.cat([torch.zeros(len(kept), 4), boxes]) if unknown else None,
         )
@@ -226,20 +279,23 @@ class TrainTransform:
         return self._padded(out["image"]), moved, _dropped(lost)
 
 
-class EvaluationTransform:
-    """Resize the image so that its shorter side is ``size``; targets stay at their original size.
+def _run(pipelines: dict[bool, A.Compose], numpy_seed: Any, python_seed: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` through the pipeline with or without boxes, whichever it needs."""
+    pipeline = pipelines["bboxes" in data]
+    # One pair of generators for all steps: `set_random_seed` would give each step the same stream of numbers,
+    # and then the flip would follow from the scale.
+    pipeline.set_random_state(np.random.default_rng(numpy_seed), random.Random(python_seed))
+    result: dict[str, Any] = pipeline(**data)
+    return result
 
-    Args:
-        size: shorter side, pixels.
-        max_size: longer side at most; goes before ``size``.
-    """
 
-    def __init__(self, size: int, max_size: int) -> None:
-        self.size = ResizeShortestEdge(size, max_size)
-
-    def __call__(self, image: ImageArray) -> Tensor:
-        """Uint8 ``[H, W, 3]`` -> uint8 ``[3, H', W']``."""
-        return to_tensor(self.size.resize(image))
+def _leaves(transforms: list[Any]) -> Iterator[Any]:
+    """All transforms, those inside of `A.OneOf` and other compositions too."""
+    for transform in transforms:
+        if isinstance(transform, A.BaseCompose):
+            yield from _leaves(transform.transforms)
+        else:
+            yield transform
 
 
 def compact(ids_HW: NDArray[Any], target: SegmentMap) -> tuple[SegmentMap, Counts]:

@@ -8,7 +8,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from data_modules import CoTraining, Reader
+from data_modules import CoTraining
+from data_modules.formats import Reader
 from dataseg.cli.co_training import CoTrainingCLI
 from dataseg.structures import ClassEmbeddings
 from dataseg.training.module import CoTrainedSegmenter

@@ -31,8 +31,8 @@ def arguments(verb: str, suite: Path, runs: Path, *more: str) -> list[str]:
         f"--runs={runs}",
         f"--data.root={suite}",
         "--data.mini=null",
-        "--data.image_size=64",
-        "--data.eval_size=64",
+        "--data.train_transform.image_size=64",
+        "--data.eval_transform.size=64",
         "--data.batch_size=2",
         "--data.num_workers=0",
         "--trainer.accelerator=cpu",
@@ -129,7 +129,7 @@ def test_one_checkpoint_is_evaluated_on_sets_it_was_not_trained_on(suite, tmp_pa
 
 
 def test_sets_that_are_missing_stand_in_no_result(suite, run, tmp_path, caplog):
-    gone = {"class_path": "data_modules.CocoPanoptic", "init_args": {"root": "gone"}}
+    gone = {"class_path": "data_modules.formats.CocoPanoptic", "init_args": {"root": "gone"}}
     val = {"ade": str(ROOT / "conf" / "data" / "mini" / "ade_val.yaml"), "gone": gone}
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"data": {"init_args": {"missing": "skip", "val": val}}}))
@@ -195,7 +195,7 @@ def test_missing_data_end_in_one_message(tmp_path, capsys):
         ("fit", "--resume={root}/README.md", "README.md: damaged or no checkpoint"),
         ("fit", "--data.ratios.cocoo=2", "data.ratios names cocoo, but data.train has ade, coco, o365"),
         ("fit", "--data.ratios.coco=-2", "must be a positive number, got -2"),
-        ("fit", "--data.scale_range=[1.5,0.5]", "scale_range must be two positive numbers in order"),
+        ("fit", "--data.train_transform.scale_range=[1.5,0.5]", "scale_range must be two positive numbers in order"),
         ("fit", "--data.batch_size=0", "batch_size must be positive"),
         ("fit", "--runs={run}/../..", "has the checkpoints of an earlier run: RESUME=auto"),
     ],

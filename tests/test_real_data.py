@@ -9,8 +9,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional
 
 from callbacks import Evaluation, Panels
-from data_modules import AdeSemantic, CocoPanoptic, CoTraining, Objects365Boxes
+from data_modules import CoTraining
+from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes
+from data_modules.transforms import TrainTransform
 from dataseg.inference.postprocess import PostProcessor, SemanticOptions
+from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.losses import Criterion
 from dataseg.network import MaskClassificationNetwork, TimmBackbone
 from dataseg.text.embeddings import TextEmbeddings
@@ -56,12 +59,9 @@ def test_mini_network_learns_real_images_by_heart(real_data, tmp_path):
         train={"coco": coco, "ade": ade},
         val={"coco": coco, "ade": ade},
         ratios={"coco": 1, "ade": 4},
-        image_size=256,
-        eval_size=256,
-        eval_max_size=256,
+        train_transform=TrainTransform(256, scale_range=(1.0, 1.0), flip=0.0),
+        eval_transform=ResizeShortestEdge(256, 256),
         batch_size=2,
-        scale_range=(1.0, 1.0),
-        flip=0.0,
         num_workers=0,
     )
     backbone = TimmBackbone("convnext_zepto_rms", pretrained=False, freeze_norm=False)
@@ -118,7 +118,7 @@ def test_full_r50_network_takes_steps_on_real_samples_of_all_three(real_data, tm
             ),
         },
         ratios={"ade": 1, "coco": 1, "o365": 1},
-        image_size=256,
+        train_transform=TrainTransform(256),
         batch_size=2,
         num_workers=0,
     )

@@ -27,7 +27,7 @@ CONFIG = {
         },
         "postprocess": {"panoptic": {"score_threshold": 0.0, "overlap_threshold": 0.0}},
     },
-    "data": {"class_path": "data_modules.CoTraining", "init_args": {"eval_size": 96, "eval_max_size": 128}},
+    "data": {"class_path": "data_modules.CoTraining", "init_args": {"eval_transform": {"size": 96, "max_size": 128}}},
 }
 
 

@@ -17,7 +17,7 @@ from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import ImageArray, Shrink, read_image
+from dataseg.io.images import EncodedImage, open_image
 from dataseg.structures import Boxes, Target, Task
 
 
@@ -37,9 +37,9 @@ class BoxReader(IndexedReader):
         batches = partial(detection_batches, self._annotations, label_of, self.skip, None)
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        image = open_image(self.image_path(row.file_name), self.title, row.size)
         return image, boxes_of(self.index, index)
 
 

@@ -12,7 +12,7 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.panoptic_reader import PanopticReader
 from data_modules.formats.reader import TaskName
 from data_modules.layout import folder, locate, with_folders
-from dataseg.io.images import ImageArray, Shrink
+from dataseg.io.images import EncodedImage
 from dataseg.structures import VOID, SegmentMap, Target, Task
 
 _ARCHIVE = "panoptic_annotations_trainval2017.zip"
@@ -72,8 +72,8 @@ class CocoSemantic133(CocoPanoptic):
     title = "COCO semantic (133 classes, from panoptic)"
     default_tasks = (Task.SEMANTIC,)
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
-        image, target = super().load(index, shrink)
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
+        image, target = super().open(index)
         assert isinstance(target, SegmentMap)
         labels, group = torch.unique(target.labels, return_inverse=True)
         table = torch.cat([group, group.new_full((1,), VOID)]).to(target.ids.dtype)

@@ -19,7 +19,7 @@ from data_modules.formats.panoptic_reader import rows_of_colors
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import MissingDataError, candidates
 from dataseg.io.coco import crowd_of
-from dataseg.io.images import ImageArray, Shrink, decode_image, decode_labels, decode_rgb_ids
+from dataseg.io.images import EncodedImage, decode_labels, decode_rgb_ids, encoded_image
 from dataseg.structures import Boxes, SegmentMap, Target, Task, UserError
 
 log = logging.getLogger(__name__)
@@ -146,19 +146,12 @@ class HubDataset(Reader):
     def image_id(self, index: int) -> str:
         return str(self._data[index : index + 1][self.id][0]) if self.id else str(index)
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self._data[index]
         where = f"{self.title} {self.name!r}, {self.split} row {index}"
-        size = (0, 0)
-
-        def ask(found: tuple[int, int]) -> int:
-            nonlocal size
-            size = found
-            return shrink(found) if shrink is not None else 1
-
-        image = decode_image(_bytes(row[self.image], where), f"{where}, {self.image}", shrink=ask)
+        image = encoded_image(_bytes(row[self.image], where), f"{where}, {self.image}")
         try:
-            return image, self._target(row, size, f"{where}, {self.annotations}")
+            return image, self._target(row, image.size, f"{where}, {self.annotations}")
         except UnknownLabelError as error:
             raise UserError(f"{where}: value {error.value} is no class of {self.vocabulary.name!r}") from error
         except _MISTAKES as error:

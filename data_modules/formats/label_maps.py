@@ -18,7 +18,7 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.id_map import Runs
-from dataseg.io.images import ImageArray, Shrink, read_image, read_labels
+from dataseg.io.images import EncodedImage, open_image, read_labels
 from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -74,16 +74,13 @@ class LabelMapReader(Reader):
     def image_id(self, index: int) -> str:
         return self._stems[index].decode()
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
-        size: tuple[int, int] | None = None
+    def files(self, index: int) -> list[Path]:
+        stem = self.image_id(index)
+        return [self.image_path(stem), self.labels_path(stem)]
 
-        def ask(found: tuple[int, int]) -> int:
-            nonlocal size
-            size = found
-            return shrink(found) if shrink is not None else 1
-
-        image = read_image(self.image_path(self.image_id(index)), self.title, shrink=ask)
-        rows_HW, labels_K = self.load_labels(index, size)
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
+        image = open_image(self.image_path(self.image_id(index)), self.title)
+        rows_HW, labels_K = self.load_labels(index, image.size)
         return image, SegmentMap(ids=torch.from_numpy(rows_HW), labels=torch.from_numpy(labels_K))
 
     def load_labels(

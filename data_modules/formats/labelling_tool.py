@@ -22,7 +22,7 @@ from data_modules.formats.coco_instances import masks_of
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import ImageArray, Shrink, image_size, read_image
+from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.paths import IMAGE_SUFFIXES, FileNames
 from dataseg.io.rle import encode_mask, mask_of
 from dataseg.structures import Target, Task, UserError
@@ -165,7 +165,7 @@ class LabellingTool(IndexedReader):
         for name, image in found.items():
             if self.hold_out is None or self.hold_out.keeps(name):
                 with self.record(image.where):
-                    size = image.size or image_size(self._images / name, self.title)
+                    size = image.size or open_image(self._images / name, self.title).size
                     of_image.append((name, size, *self._rows(image, size)))
         if not of_image:
             raise UserError(f"{self.title}: {self._annotations} has no image{self._of_part()} in {self._images}")
@@ -252,9 +252,9 @@ class LabellingTool(IndexedReader):
     def image_path(self, file_name: str) -> Path:
         return self._images / file_name  # as it was found there
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        image = open_image(self.image_path(row.file_name), self.title, row.size)
         return image, (boxes_of if self.gives == "boxes" else masks_of)(self.index, index)
 
 

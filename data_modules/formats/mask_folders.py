@@ -16,7 +16,7 @@ from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import ImageArray, Shrink, read_image, read_mask
+from dataseg.io.images import EncodedImage, open_image, read_mask
 from dataseg.io.paths import by_stem, list_images
 from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
@@ -124,19 +124,15 @@ class MaskFolders(IndexedReader):
     def image_path(self, file_name: str) -> Path:
         return self._images / file_name
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
-        size = (0, 0)
+    def files(self, index: int) -> list[Path]:
+        return [*super().files(index), *(self._masks / name.decode() for name in self.index.packed(index, "file"))]
 
-        def ask(found: tuple[int, int]) -> int:
-            nonlocal size
-            size = found
-            return shrink(found) if shrink is not None else 1
-
-        image = read_image(self.image_path(self.index.image(index).file_name), self.title, shrink=ask)
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
+        image = open_image(self.image_path(self.index.image(index).file_name), self.title)
         labels = self.index.column(index, "label")
         files = self.index.packed(index, "file")
-        masks = [read_mask(self._masks / file.decode(), self.title, size) for file in files]
-        return image, self._target(masks, labels, size)
+        masks = [read_mask(self._masks / file.decode(), self.title, image.size) for file in files]
+        return image, self._target(masks, labels, image.size)
 
     def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:
         if self.gives == "masks":

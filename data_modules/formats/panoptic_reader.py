@@ -21,7 +21,7 @@ from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
 from dataseg.io.coco import crowd_of
 from dataseg.io.id_map import Runs
-from dataseg.io.images import ImageArray, Shrink, read_image, read_rgb_ids, stated_size
+from dataseg.io.images import EncodedImage, open_image, read_rgb_ids, stated_size
 from dataseg.io.paths import inside
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -68,9 +68,12 @@ class PanopticReader(IndexedReader):
     def image_path(self, file_name: str) -> Path:
         return inside(self._images, file_name)
 
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
+    def files(self, index: int) -> list[Path]:
+        return [*super().files(index), inside(self._labels, self.index.image(index).labels_name)]
+
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = read_image(self.image_path(row.file_name), self.title, row.size, shrink)
+        image = open_image(self.image_path(row.file_name), self.title, row.size)
         labels_path = inside(self._labels, row.labels_name)
         colors = read_rgb_ids(labels_path, self.title, row.size)
         ids = self.index.column(index, "id")

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
-from dataseg.io.images import ImageArray, Shrink
+from dataseg.io.images import EncodedImage, ImageArray
 from dataseg.structures import Target, Task, UserError, Vocabulary
 
 TaskName = Literal["semantic", "panoptic", "instance"]
 """A `Task` as it is written in a configuration file."""
+
+
+class SegmentSizes(NamedTuple):
+    """All segments or boxes of a dataset.
+
+    Attributes:
+        image: int64, index of the image a segment is in.
+        label: int64.
+        area: float64, pixels.
+    """
+
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    area: NDArray[np.float64]
 
 
 class Reader(ABC):
@@ -100,19 +117,29 @@ class Reader(ABC):
         """The annotation file's own id, as text."""
 
     @abstractmethod
-    def load(self, index: int, shrink: Shrink | None = None) -> tuple[ImageArray, Target]:
-        """Image, uint8 ``[H, W, 3]`` RGB, and its target at the same size, crowds and stated areas included.
-
-        Args:
-            shrink: asked once for the size on disk; the image, never the target, may then be smaller by its answer
-                (sides rounded up), where decoding it so is cheaper.
+    def open(self, index: int) -> tuple[EncodedImage, Target]:
+        """The image, not decoded yet, and its target at the same size, crowds and stated areas included.
 
         Raises:
             UserError: an unreadable or inconsistent file; names the file and the dataset.
         """
 
-    def __getitem__(self, index: int) -> tuple[ImageArray, Target]:
-        return self.load(index)
+    def load(self, index: int) -> tuple[ImageArray, Target]:
+        """`open`, with the image decoded: uint8 ``[H, W, 3]``, RGB."""
+        encoded, target = self.open(index)
+        return encoded.decode(), target
+
+    def files(self, index: int) -> list[Path]:
+        """The image and what is annotated of it alone, as far as they are files; there or not.
+
+        Raises:
+            UserError: a name that leads out of its folder.
+        """
+        return []
+
+    def sizes(self) -> SegmentSizes | None:
+        """Class and area of every segment, if they are known without opening an image."""
+        return None
 
 
 class IndexedReader(Reader):
@@ -140,3 +167,20 @@ class IndexedReader(Reader):
     @abstractmethod
     def image_path(self, file_name: str) -> Path:
         """Where the image lies that the annotation file calls ``file_name``."""
+
+    def files(self, index: int) -> list[Path]:
+        return [self.image_path(self.index.image(index).file_name)]
+
+    def sizes(self) -> SegmentSizes | None:
+        if self.index.has("area"):
+            area = self.index.all("area").astype(np.float64)
+        elif self.index.has("xyxy"):
+            xyxy = self.index.all("xyxy").astype(np.float64)
+            area = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
+        else:
+            return None
+        if not (area >= 0).all():  # some are not stated
+            return None
+        return SegmentSizes(
+            np.repeat(np.arange(len(self)), self.index.lengths()), self.index.all("label").astype(np.int64), area
+        )

@@ -13,7 +13,7 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
 from data_modules.formats.reader import TaskName
 from data_modules.layout import MissingDataError, locate
-from dataseg.io.images import image_size
+from dataseg.io.images import open_image
 from dataseg.io.paths import IMAGE_SUFFIXES, exists, read_bytes, walk
 from dataseg.structures import UserError
 
@@ -91,10 +91,10 @@ class Yolo(LabellingTool):
             name = path.relative_to(self._images).as_posix()
             if not exists(file):
                 without += 1
-                yield LabelledImage([name], image_size(path, self.title), [], str(path))
+                yield LabelledImage([name], open_image(path, self.title).size, [], str(path))
                 continue
             with self.record(str(file)):
-                size = image_size(path, self.title)
+                size = open_image(path, self.title).size
                 yield LabelledImage([name], size, list(self._shapes(file, size, by_number)), str(file))
         self.unused("images_without_a_label_file", without)
 

@@ -11,12 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_modules.formats.label_maps import LabelMapReader
-from data_modules.formats.mask_folders import MaskFolders
-from data_modules.formats.panoptic_reader import PanopticReader
-from data_modules.formats.reader import IndexedReader, Reader
+from data_modules.formats.reader import Reader
 from data_modules.inspection.problems import Finding, Problem
-from dataseg.io.paths import inside
 from dataseg.structures import UserError
 
 CHECK_VERSION = 2
@@ -39,26 +35,10 @@ def state_of(reader: Reader, index: int) -> list[Any]:
     """Changes when an image should be looked at again: its name, size and time of its file and of its labels'."""
     name = reader.image_id(index)
     try:
-        files = _files(reader, index)
+        files = reader.files(index)
     except UserError:  # a name that leads out of its folder
         files = []
     return [name, *(_state_of_file(path) for path in files)]
-
-
-def _files(reader: Reader, index: int) -> list[Path]:
-    """An image and its labels, as far as they are files of their own."""
-    if isinstance(reader, LabelMapReader):
-        stem = reader.image_id(index)
-        return [reader.image_path(stem), reader.labels_path(stem)]
-    if not isinstance(reader, IndexedReader):
-        return []
-    row = reader.index.image(index)
-    files = [reader.image_path(row.file_name)]
-    if isinstance(reader, PanopticReader):
-        files.append(inside(reader._labels, row.labels_name))
-    if isinstance(reader, MaskFolders):
-        files += [reader._masks / name.decode() for name in reader.index.packed(index, "file")]
-    return files
 
 
 def _state_of_file(path: Path) -> list[Any]:

@@ -341,11 +341,9 @@ def experiment_yaml(name: str, folder: Path, plan: Plan) -> str:
         "train": {name: plan.train},
         **({"val": {name: plan.val}} if plan.val else {}),
         "ratios": {name: 1},
-        "image_size": size,
-        "eval_size": size,
-        "eval_max_size": 2 * size,
+        "train_transform": {"image_size": size, "scale_range": [0.5, 1.5]},
+        "eval_transform": {"size": size, "max_size": 2 * size},
         "batch_size": 8,
-        "scale_range": [0.5, 1.5],
     }
     content = {"extends": "../own.yaml", "model": {"classifier": "learnt"}, "data": {"init_args": arguments}}
     if plan.val is None:

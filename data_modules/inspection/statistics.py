@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from data_modules.formats.label_maps import LabelMapReader
-from data_modules.formats.panoptic_reader import NOT_STATED
-from data_modules.formats.reader import IndexedReader, Reader
+from data_modules.formats.reader import Reader, SegmentSizes
 from data_modules.inspection.check import drawn, evenly_spaced
 from dataseg.structures import VOID, Boxes, SegmentMap, Target, Vocabulary
-from dataseg.text.embeddings import TextEmbeddings
 
 SIZE_STEPS = tuple(2.0**k for k in range(2, 12))
 """Bounds of the sizes that are counted together, pixels: square root of a segment's area."""
@@ -106,13 +103,14 @@ def describe(reader: Reader, name: str, limit: int) -> Statistics:
         limit: images to open where nothing but opening them tells what they hold; 0 = all.
     """
     result = Statistics(name, reader.title, reader.vocabulary, images=len(reader), counts=reader.counts)
-    if isinstance(reader, IndexedReader) and _has_sizes(reader):
-        result.counted = len(reader)
-        image, label, area = _from_index(reader)
-    else:
+    sizes = reader.sizes()
+    if sizes is None:
         indices = evenly_spaced(len(reader), limit)
+        sizes = _opened(reader, indices, name)
         result.counted = len(indices)
-        image, label, area = _from_targets(reader, indices, name)
+    else:
+        result.counted = len(reader)
+    image, label, area = sizes
     classes = len(reader.vocabulary)
     result.per_class = np.bincount(label, minlength=classes)
     pairs = np.unique(image * classes + label)
@@ -124,88 +122,22 @@ def describe(reader: Reader, name: str, limit: int) -> Statistics:
     return result
 
 
-Rows = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Per segment: number of its image, label, area in pixels."""
-
-
-def _has_sizes(reader: IndexedReader) -> bool:
-    if reader.index.has("area"):
-        return bool((reader.index.all("area") != NOT_STATED).all())
-    return reader.index.has("xyxy")
-
-
-def _from_index(reader: IndexedReader) -> Rows:
-    index = reader.index
-    label = index.all("label").astype(np.int64)
-    if index.has("area"):
-        area = index.all("area").astype(np.float64)
-    else:
-        xyxy = index.all("xyxy").astype(np.float64)
-        area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
-    return np.repeat(np.arange(len(index)), index.lengths()), label, np.maximum(area, 0)
-
-
-def _from_targets(reader: Reader, indices: Sequence[int], name: str) -> Rows:
-    images: list[NDArray[np.int64]] = []
+def _opened(reader: Reader, indices: Sequence[int], name: str) -> SegmentSizes:
+    """Of some images, numbered in the order of ``indices``."""
     labels: list[NDArray[np.int64]] = []
     areas: list[NDArray[np.float64]] = []
-    for number, index in enumerate(track(indices, description=name, transient=True)):
-        label, area = _of_target(*_labels(reader, index))
-        images.append(np.full(len(label), number))
-        labels.append(label)
-        areas.append(area)
-    return np.concatenate(images), np.concatenate(labels), np.concatenate(areas)
+    for index in track(indices, description=name, transient=True):
+        _, target = reader.open(index)
+        labels.append(target.labels.numpy())
+        areas.append(_areas(target))
+    image = np.repeat(np.arange(len(indices)), [len(label) for label in labels])
+    return SegmentSizes(image, np.concatenate(labels), np.concatenate(areas))
 
 
-def _labels(reader: Reader, index: int) -> tuple[Target | None, NDArray[np.int16] | None, NDArray[np.int64] | None]:
-    if isinstance(reader, LabelMapReader):  # its images need not be decoded
-        return (None, *reader.load_labels(index))
-    return reader.load(index)[1], None, None
-
-
-def _of_target(
-    target: Target | None, rows_HW: NDArray[np.int16] | None, labels_K: NDArray[np.int64] | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _areas(target: Target) -> NDArray[np.float64]:
+    """Float64 ``[K]``, pixels; of an instance without a mask 0."""
     if isinstance(target, SegmentMap):
-        rows_HW, labels_K = target.ids.numpy().astype(np.int16), target.labels.numpy()
-    if rows_HW is not None and labels_K is not None:
-        area = np.bincount((rows_HW.ravel() - VOID).astype(np.int64), minlength=len(labels_K) + 1)[1:]
-        return labels_K, area.astype(np.float64)
-    assert target is not None
+        return np.bincount((target.ids.flatten() - VOID).numpy(), minlength=len(target) + 1)[1:].astype(np.float64)
     if isinstance(target, Boxes):
-        sides = target.xyxy[:, 2:] - target.xyxy[:, :2]
-        return target.labels.numpy(), sides.prod(dim=1).double().numpy()
-    assert not isinstance(target, SegmentMap)
-    known = [0.0 if rle is None else float(coco_mask.area(rle)) for rle in target.rles]
-    return target.labels.numpy(), np.array(known)
-
-
-@dataclass
-class Pair:
-    """Two classes of different vocabularies whose names mean much the same to the text encoder."""
-
-    first: str
-    second: str
-    similarity: float
-
-
-def similar_classes(
-    vocabularies: Sequence[Vocabulary], text: TextEmbeddings, threshold: float
-) -> dict[tuple[str, str], list[Pair]]:
-    """For each two vocabularies the pairs of classes with a cosine of at least ``threshold``, the highest first.
-
-    A report only: vocabularies are never joined.
-    """
-    unique = list({v.name: v for v in vocabularies}.values())
-    embedded = [text(v) for v in unique]
-    found = {}
-    for k, (first, a) in enumerate(zip(unique, embedded, strict=True)):
-        for second, b in zip(unique[k + 1 :], embedded[k + 1 :], strict=True):
-            cosine_SS = (a.vectors @ b.vectors.T).numpy()
-            best = np.full((len(first), len(second)), -1.0)
-            np.maximum.at(best, (a.class_index.numpy()[:, None], b.class_index.numpy()[None]), cosine_SS)
-            rows, columns = np.nonzero(best >= threshold)
-            places = zip(rows.tolist(), columns.tolist(), strict=True)
-            pairs = [Pair(first.names[i], second.names[j], float(best[i, j])) for i, j in places]
-            found[first.name, second.name] = sorted(pairs, key=lambda pair: -pair.similarity)
-    return found
+        return (target.xyxy[:, 2:] - target.xyxy[:, :2]).prod(dim=1).double().numpy()
+    return np.array([0.0 if rle is None else float(coco_mask.area(rle)) for rle in target.rles])

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from data_modules.inspection.experiment import Experiment, run
-from data_modules.inspection.statistics import Statistics, describe, similar_classes
+from data_modules.inspection.statistics import Statistics, describe
 from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
 from dataseg.experiments.report.html import render
 from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
+from dataseg.text.overlap import by_vocabularies, report_shared_names
 
 
 def stats(experiment: Experiment, console: Console | None = None) -> int:
@@ -39,11 +40,11 @@ def stats(experiment: Experiment, console: Console | None = None) -> int:
             result = Statistics(f"{role} {name}", reader.title, reader.vocabulary, problem=str(error))
             console.print(f"[red]{role} {name}[/]: {error}", highlight=False)
         found.append(result)
-    vocabularies = [result.vocabulary for result in found]
+    vocabularies = list({result.vocabulary.name: result.vocabulary for result in found}.values())
     similar, note = {}, ""
     try:
         text = experiment.text()
-        similar = similar_classes(vocabularies, text, experiment.option("similarity"))
+        similar = by_vocabularies(report_shared_names(vocabularies, text, experiment.option("similarity")))
         note = f"cosine of the text vectors of {text.provenance}, {experiment.option('similarity')} or more"
     except UserError as error:
         note = f"not compared: {error}"

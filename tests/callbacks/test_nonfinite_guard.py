@@ -4,7 +4,9 @@ import logging
 from collections import Counter
 from types import SimpleNamespace
 
+import cv2
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from cli_runs import arguments
@@ -14,6 +16,7 @@ from data_modules.datasets import MAX_REPLACEMENTS, TrainDataset
 from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import replay
 from dataseg.cli.co_training import main
+from dataseg.io.images import encoded_image
 from dataseg.structures import Batch, Boxes, Task, UserError
 from dataseg.training import replay_file
 from dataseg.training.module import CoTrainedSegmenter
@@ -195,14 +198,15 @@ class Reader:
     def image_id(self, index):
         return str(index)
 
-    def load(self, index, shrink=None):
+    def open(self, index):
         if index in self.bad:
             raise UserError(f"made up: cannot read {index}.jpg")
-        return torch.full((4, 4, 3), index, dtype=torch.uint8).numpy(), Boxes(torch.zeros(0, 4), torch.zeros(0).long())
+        _, png = cv2.imencode(".png", np.full((4, 4, 3), index, np.uint8))
+        return encoded_image(png.tobytes(), "made up"), Boxes(torch.zeros(0, 4), torch.zeros(0).long())
 
 
 class Transform:
-    def shrink(self, size, seed):
+    def divisor(self, size, seed):
         return 1
 
     def __call__(self, image, target, seed, size=None):

@@ -116,7 +116,7 @@ def test_from_the_command_line(tmp_path):
             f"--runs={tmp_path}",
             f"--data.root={suite}",
             "--data.mini=null",
-            "--data.eval_size=64",
+            "--data.eval_transform.size=64",
             "--data.num_workers=0",
             "--trainer.accelerator=cpu",
             "--trainer.callbacks+=callbacks.Submissions",

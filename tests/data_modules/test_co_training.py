@@ -8,18 +8,20 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from data_modules import (
+from data_modules import CoTraining
+from data_modules.formats import (
     AdePanoptic,
     AdeSemantic,
     CocoInstances,
     CocoPanoptic,
     CocoSemantic133,
-    CoTraining,
     Objects365Boxes,
     Objects365Instances,
 )
 from data_modules.mini import MiniSpec
 from data_modules.sampling import Schedule, share_out
+from data_modules.transforms import TrainTransform
+from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.structures import Batch, Boxes, SegmentMap, Task, UserError
 
 RATIOS = {"ade": 1, "coco": 2, "o365": 2}
@@ -31,9 +33,9 @@ def make(root, **changes):
         "val": {"coco": CocoPanoptic(split="val2017")},
         "ratios": RATIOS,
         "root": root,
-        "image_size": 32,
+        "train_transform": TrainTransform(32),
         "batch_size": 4,
-        "eval_size": 32,
+        "eval_transform": ResizeShortestEdge(32),
         "num_workers": 0,
         "seed": 7,
     }
@@ -333,7 +335,6 @@ def test_missing_data_sets_are_reported_together(tmp_path):
         ({"ratios": {"coco": -1}}, "positive"),
         ({"val": {"o365": Objects365Boxes(split="val")}}, "boxes only"),
         ({"val": {"coco": CocoPanoptic(split="val2017", names="official")}}, "two different names"),
-        ({"scale_range": (2.0, 1.0)}, "scale_range"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, words):
@@ -349,9 +350,9 @@ def test_workers_are_shared_out_by_ratio():
 
 
 def test_configuration_by_yaml(fake_root, tmp_path: Path):
-    (tmp_path / "ade.yaml").write_text("class_path: data_modules.AdeSemantic\ninit_args:\n  split: training\n")
+    (tmp_path / "ade.yaml").write_text("class_path: data_modules.formats.AdeSemantic\ninit_args:\n  split: training\n")
     (tmp_path / "all.yaml").write_text(
-        "data:\n  train:\n    ade: ade.yaml\n    coco:\n      class_path: data_modules.CocoPanoptic\n"
+        "data:\n  train:\n    ade: ade.yaml\n    coco:\n      class_path: data_modules.formats.CocoPanoptic\n"
         "      init_args: {root: elsewhere, tasks: [panoptic]}\n  ratios: {ade: 1, coco: 4}\n"
     )
     parser = ArgumentParser()

@@ -7,14 +7,14 @@ import time
 import pytest
 from fake_data import write_ade, write_coco, write_objects365
 
-from data_modules import (
+from data_modules import CoTraining
+from data_modules.formats import (
     AdePanoptic,
     AdeSemantic,
     CityscapesPanoptic,
     CocoBoxes,
     CocoInstances,
     CocoPanoptic,
-    CoTraining,
     LabelMaps,
     MissingDataError,
     Objects365Boxes,

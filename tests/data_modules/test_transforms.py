@@ -1,3 +1,4 @@
+import albumentations as A  # noqa: N812
 import cv2
 import numpy as np
 import pytest
@@ -5,11 +6,14 @@ import torch
 from fake_data import write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
 from pycocotools import mask as coco_mask
 
-from data_modules import AdeSemantic, CocoPanoptic, Objects365Boxes
-from data_modules.transforms import EvaluationTransform, TrainTransform, compact
-from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap
+from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes
+from data_modules.transforms import TrainTransform, compact
+from dataseg.inference.resize import ResizeShortestEdge, to_tensor
+from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, UserError
 
 SIZES = st.tuples(st.integers(3, 90), st.integers(3, 90))
 
@@ -224,7 +228,7 @@ def test_instances_without_a_mask_go_the_way_of_boxes(seed):
 @given(SIZES)
 @settings(max_examples=30, deadline=None)
 def test_evaluation_resizes_the_shorter_side(size):
-    out = EvaluationTransform(32, 64)(np.zeros((*size, 3), np.uint8))
+    out = to_tensor(ResizeShortestEdge(32, 64).resize(np.zeros((*size, 3), np.uint8)))
     short, long = sorted(out.shape[1:])
     assert out.dtype == torch.uint8
     assert long <= 64
@@ -232,10 +236,10 @@ def test_evaluation_resizes_the_shorter_side(size):
     assert abs(short / long - min(size) / max(size)) < 0.03
 
 
-@pytest.mark.parametrize("options", [{"scale_range": (0.0, 1.0)}, {"color_jitter": 1.0}, {"size": 0}])
+@pytest.mark.parametrize("options", [{"scale_range": (0.0, 1.0)}, {"color_jitter": 1.0}, {"image_size": 0}])
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match=r"scale_range|color_jitter"):
-        TrainTransform(**{"size": 8, **options})
+        TrainTransform(**{"image_size": 8, **options})
 
 
 def test_real_samples(real_data):
@@ -257,11 +261,11 @@ def test_real_samples(real_data):
 @given(st.integers(0, 2**63 - 1), st.sampled_from([(300, 400), (397, 211), (64, 1000)]))
 @settings(max_examples=40, deadline=None)
 def test_decoding_smaller_changes_no_target(seed, size):
-    """What `shrink` allows gives nearly the same image and exactly the same target, at any scale of the jitter."""
+    """What `divisor` allows gives nearly the same image and exactly the same target, at any scale of the jitter."""
     image, target = scene(size, seed % 997)
     image = cv2.GaussianBlur(image, (0, 0), 9)
     transform = TrainTransform(64, (0.1, 2.0), color_jitter=0.2)
-    divisor = transform.shrink(size, seed)
+    divisor = transform.divisor(size, seed)
     smaller = cv2.resize(image, tuple(-(-n // divisor) for n in size[::-1]), interpolation=cv2.INTER_AREA)
     corners = torch.tensor([[3, 5, 60, 50], [20, 8, size[1], size[0]]], dtype=torch.float32)
     for kind in (target, Boxes(xyxy=corners, labels=torch.tensor([1, 2]))):
@@ -278,11 +282,11 @@ def test_decoding_smaller_changes_no_target(seed, size):
 
 
 def test_by_how_much_images_may_be_decoded_smaller():
-    def shrink(scale, size=(400, 800)):
-        return TrainTransform(100, (scale, scale)).shrink(size, 0)
+    def divisor(scale, size=(400, 800)):
+        return TrainTransform(100, (scale, scale)).divisor(size, 0)
 
-    assert [shrink(s) for s in (2.0, 1.01, 1.0, 0.5, 0.49, 0.1)] == [1, 1, 8, 8, 8, 8]
-    assert [shrink(1.0, (n, 50)) for n in (99, 100, 199, 200, 399, 400, 799, 800)] == [1, 1, 1, 2, 2, 4, 4, 8]
+    assert [divisor(s) for s in (2.0, 1.01, 1.0, 0.5, 0.49, 0.1)] == [1, 1, 8, 8, 8, 8]
+    assert [divisor(1.0, (n, 50)) for n in (99, 100, 199, 200, 399, 400, 799, 800)] == [1, 1, 1, 2, 2, 4, 4, 8]
 
 
 def test_readers_decode_smaller_jpegs(tmp_path):
@@ -290,13 +294,13 @@ def test_readers_decode_smaller_jpegs(tmp_path):
     reader = CocoPanoptic()
     reader.setup(tmp_path)
     image, target = reader.load(1)
-    asked = []
+    encoded, same = reader.open(1)
+    assert encoded.size == (40, 56)
+    assert same.ids.equal(target.ids)
     for divisor in (1, 2, 4, 8):
-        smaller, same = reader.load(1, lambda size, divisor=divisor: asked.append(size) or divisor)
+        smaller = encoded.decode(divisor)
         assert smaller.shape == (-(-40 // divisor), -(-56 // divisor), 3)
         assert abs(float(smaller.mean()) - float(image.mean())) < 3
-        assert same.ids.equal(target.ids)
-    assert asked == [(40, 56)] * 4
 
 
 def test_transform_does_not_change_its_input(tmp_path):
@@ -308,3 +312,89 @@ def test_transform_does_not_change_its_input(tmp_path):
     TrainTransform(32, color_jitter=0.4)(image, target, 5)
     assert (image == image_before).all()
     assert target.ids.equal(ids_before)
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+GEOMETRIC = [
+    A.HorizontalFlip(p=1.0),
+    A.Rotate(limit=(20, 20), p=1.0),
+    A.Affine(rotate=(-30, 30), scale=(0.7, 1.3), translate_percent=(-0.1, 0.1), shear=(-8, 8), p=1.0),
+    A.OneOf([A.VerticalFlip(p=1.0), A.Transpose(p=1.0)], p=1.0),
+    A.ElasticTransform(alpha=30, sigma=6, p=1.0),
+]
+
+
+@pytest.mark.parametrize("added", GEOMETRIC, ids=lambda t: type(t).__name__)
+def test_an_augmentation_moves_image_maps_boxes_and_masks_together(added):
+    """Painted pictures: the colour of a pixel says which segment it is of, black is outside."""
+    ids = np.full((150, 200), VOID, np.int16)
+    ids[20:70, 30:90], ids[60:130, 100:180] = 0, 1
+    image = np.zeros((150, 200, 3), np.uint8)
+    image[ids == 0], image[ids == 1] = (200, 0, 0), (0, 200, 0)
+    labels = torch.tensor([3, 5])
+    transform = TrainTransform(128, (0.8, 1.0), augmentation=[added])
+    rles = [coco_mask.encode(np.asfortranarray(ids == k, dtype=np.uint8)) for k in (0, 1)]
+    boxes = torch.tensor([[30.0, 20, 90, 70], [100, 60, 180, 130]])
+    for seed in range(5):
+        pixels, moved, _ = transform(image, SegmentMap(torch.from_numpy(ids), labels), seed)
+        painted = torch.stack([pixels[0], pixels[1]]) > 100
+        painted[:, (pixels == torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all(0)] = False
+        found = torch.stack([moved.ids == 0, moved.ids == 1])
+        _, masks, _ = transform(image, InstanceMasks(rles=rles, labels=labels, size=(150, 200)), seed)
+        assert masks.labels.tolist() == moved.labels.tolist() == [3, 5]
+        decoded = torch.from_numpy(np.stack([coco_mask.decode(rle) for rle in masks.rles])).bool()
+        assert (decoded & found).sum() > 0.98 * (decoded | found).sum()  # int16 and uint8 are rounded differently
+        _, around, _ = transform(image, Boxes(boxes, labels), seed)
+        for k, corners in enumerate(around.xyxy):
+            same = (found[k] & painted[k]).sum() / (found[k] | painted[k]).sum()
+            assert same > 0.95  # the rest are blended edges
+            rows, columns = painted[k].nonzero(as_tuple=True)
+            inside = [columns.min(), rows.min(), -columns.max() - 1, -rows.max() - 1]  # a rotated box grows
+            outer = torch.cat([corners[:2], -corners[2:]])
+            assert (outer <= torch.tensor(inside) + 1.5).all()
+
+
+def test_augmentation_is_seeded_and_leaves_all_else_as_it_was():
+    image, target = scene((90, 120))
+    image[:] = np.random.default_rng(0).integers(60, 200, image.shape)
+
+    def make():
+        return TrainTransform(
+            64, color_jitter=0.3, augmentation=[A.RandomBrightnessContrast(p=0.7), A.GaussNoise(p=0.5)]
+        )
+
+    transform, plain = make(), TrainTransform(64, color_jitter=0.3)
+    first = [transform(image, target, seed) for seed in range(12)]
+    np.random.seed(3)
+    again = [make()(image, target, seed) for seed in reversed(range(12))][::-1]
+    changed = 0
+    for seed, ((pixels, moved, _), (same, moved_again, _)) in enumerate(zip(first, again, strict=True)):
+        assert pixels.equal(same)
+        assert moved.ids.equal(moved_again.ids)
+        before, moved_before, _ = plain(image, target, seed)
+        assert moved.ids.equal(moved_before.ids)
+        changed += not pixels.equal(before)
+    assert 6 < changed < 12
+
+
+def test_augmentation_comes_from_yaml():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    entries = [{"class_path": "albumentations.RandomBrightnessContrast", "init_args": {"p": 1.0}}]
+    section = {"class_path": "data_modules.CoTraining", "init_args": {"train_transform": {"augmentation": entries}}}
+    data = parser.instantiate(parser.parse_object({"data": section})).data
+    assert [type(t).__name__ for t in data.train_transform.augmentation] == ["RandomBrightnessContrast"]
+
+
+def test_augmentations_that_cannot_be_applied_are_refused_at_once():
+    either = A.OneOf([A.MaskDropout(), A.HorizontalFlip()])
+    added = [A.Normalize(), either, A.Affine(fill_mask=255), A.Resize(900, 900)]
+    with pytest.raises(
+        UserError, match=r"Normalize.*float32.*MaskDropout.*Affine.*fill_mask.*Resize.*900, 900"
+    ) as error:
+        TrainTransform(64, augmentation=added)
+    assert "Flip" not in str(error.value)
+    image, target = scene((30, 40))
+    with pytest.raises(UserError, match="augmentation failed: CropSizeError"):
+        TrainTransform(64, (0.5, 0.5), augmentation=[A.RandomCrop(48, 48)])(image, target, 0)

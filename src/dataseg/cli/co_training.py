@@ -26,6 +26,7 @@ from dataseg.checkpoint.load import require_checkpoint
 from dataseg.cli.errors import mistake
 from dataseg.config import extends as config_files
 from dataseg.config.diff import ABOUT_THE_RUN, differences
+from dataseg.config.renamed import with_current_names
 from dataseg.structures import DatasetSpec, UserError
 from dataseg.training.module import CoTrainedSegmenter
 
@@ -160,7 +161,7 @@ class CoTrainingCLI(LightningCLI):
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             then = None
         now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
-        return then if isinstance(then, Mapping) else {}, yaml.safe_load(now)  # type: ignore[return-value]
+        return with_current_names(then) if isinstance(then, Mapping) else {}, yaml.safe_load(now)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))

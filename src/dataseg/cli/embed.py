@@ -24,7 +24,7 @@ from dataseg.config.instantiate import instantiate
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import read_cache
 from dataseg.text.embeddings import TextEmbeddings
-from dataseg.text.overlap import NearNames, report_shared_names
+from dataseg.text.overlap import NearNames, by_vocabularies, report_shared_names, shared_within
 from dataseg.training.module import CoTrainedSegmenter
 
 log = logging.getLogger(__name__)
@@ -55,19 +55,6 @@ def fill(text: TextEmbeddings, vocabularies: Sequence[Vocabulary], console: Cons
     return len(missing)
 
 
-def shared_within(vocabulary: Vocabulary) -> list[tuple[str, list[str]]]:
-    """Prompts that several classes of one vocabulary have, letter case aside: a text classifier cannot tell them apart.
-
-    Returns:
-        Each such prompt with the names of its classes.
-    """
-    owners: dict[str, list[str]] = {}
-    for spec in vocabulary.classes:
-        for prompt in sorted({p.casefold() for p in spec.prompts}):
-            owners.setdefault(prompt, []).append(spec.name)
-    return [(prompt, names) for prompt, names in owners.items() if len(names) > 1]
-
-
 def report(vocabularies: Sequence[Vocabulary], text: TextEmbeddings, threshold: float, console: Console) -> None:
     """Print which classes share a name: within one vocabulary (a mistake to mend) and between two (a fact to know)."""
     for vocabulary in vocabularies:
@@ -84,13 +71,14 @@ def report(vocabularies: Sequence[Vocabulary], text: TextEmbeddings, threshold: 
 
 
 def _print_by_vocabularies(console: Console, pairs: Iterable[NearNames]) -> None:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for pair in pairs:
-        a, b = pair.first[1].strip(), pair.second[1].strip()
-        text = a if a == b else f"{a} = {b}" if pair.shared else f"{a} ~ {b} ({pair.cosine:.2f})"
-        groups.setdefault((pair.first[0], pair.second[0]), []).append(text)
-    for (first, second), texts in groups.items():
+    for (first, second), group in by_vocabularies(pairs).items():
+        texts = [_text(pair) for pair in group]
         _print(console, f"  {first} / {second}: {len(texts)}: {'; '.join(texts)}")
+
+
+def _text(pair: NearNames) -> str:
+    a, b = pair.first[1].strip(), pair.second[1].strip()
+    return a if a == b else f"{a} = {b}" if pair.shared else f"{a} ~ {b} ({pair.cosine:.2f})"
 
 
 def _print(console: Console, text: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
+from dataseg.config.renamed import refuse_old_names
 from dataseg.structures import UserError
 
 KEY = "extends"
@@ -19,7 +20,7 @@ def expand(args: Sequence[str]) -> list[str]:
         args: of the command line; ``--config FILE`` and ``--config=FILE`` are looked at.
 
     Raises:
-        UserError: a file that is missing, is no YAML, or extends itself.
+        UserError: a file that is missing, is no YAML, or extends itself; or a setting that has another name today.
     """
     expanded: list[str] = []
     words = iter(args)
@@ -27,6 +28,8 @@ def expand(args: Sequence[str]) -> list[str]:
         if word == "--config":
             word = f"--config={next(words, '')}"
         name, _, value = word.partition("=")
+        if name.startswith("--data."):
+            refuse_old_names({name.removeprefix("--data.").removeprefix("init_args.").rstrip("+"): value}, word)
         files = lineage(Path(value)) if name == "--config" else []
         expanded += [f"--config={path}" for path in files] or [word]
         if len(files) > 1:
@@ -55,7 +58,12 @@ def _parent(path: Path) -> Path | None:
         raise UserError(f"{path}: no such configuration file{choices}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from error
-    parent = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    data = content.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("init_args"), Mapping):
+        refuse_old_names(data["init_args"], str(path))
+    parent = content.get(KEY)
     if parent is not None and not isinstance(parent, str):
         raise UserError(f"{path}: {KEY} must be the path of one file, got {parent!r}")
     return None if parent is None else path.parent / parent

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataseg.config.instantiate import instantiate
+from dataseg.config.renamed import with_current_names
 from dataseg.deployment.model_file import ModelFile, read_model
 from dataseg.deployment.network import build_network
 from dataseg.inference.postprocess import PostProcessor
@@ -111,16 +112,18 @@ class Predictor:
     ) -> Self:
         """The predictor of a model in memory; ``source`` is for messages."""
         section = model.config["model"]
-        data = (model.config.get("data") or {}).get("init_args") or {}
+        data = (with_current_names(model.config).get("data") or {}).get("init_args") or {}
         options = section.get("postprocess")
         return cls(
             build_network(model.config, model.weights, source, packages),
             model.vocabularies,
             model.text,
-            ResizeShortestEdge(
-                data.get("eval_size", ResizeShortestEdge.size), data.get("eval_max_size", ResizeShortestEdge.max_size)
+            instantiate(ResizeShortestEdge, data.get("eval_transform") or {}, f"{source}: data.eval_transform"),
+            instantiate(
+                TestTimeAugmentation,
+                data.get("test_time_augmentation") or {},
+                f"{source}: data.test_time_augmentation",
             ),
-            _views(data),
             instantiate(PostProcessor, options, f"{source}: model.postprocess") if options else PostProcessor(),
             encoder,
             model.text.metadata["template_set"],
@@ -272,16 +275,6 @@ def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> No
         raise UserError(f"the model was trained with vectors of the text encoder {wanted}, the given one is {found}")
     if json.dumps(templates_of(templates)) != names.metadata.get("templates"):
         raise UserError(f"this version's prompt templates {templates!r} differ from those the model was trained with")
-
-
-def _views(data: Mapping[str, Any]) -> TestTimeAugmentation:
-    default = TestTimeAugmentation()
-    return TestTimeAugmentation(
-        tuple(data.get("eval_scales", default.scales)),
-        data.get("eval_flip", default.flip),
-        data.get("eval_window", default.window),
-        data.get("eval_overlap", default.overlap),
-    )
 
 
 def _pixels(image: Image) -> NDArray[np.uint8]:

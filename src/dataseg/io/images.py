@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,53 +71,69 @@ def read_picture(path: Path | str) -> NDArray[np.uint8]:
     return image.astype(np.uint8, copy=False)
 
 
-def read_image(
-    path: Path, dataset: str, size: tuple[int, int] | None = None, shrink: Shrink | None = None
-) -> ImageArray:
-    """An image file as uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as COCO's annotations expect.
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file in memory, checked but not decoded: its size is known before it is chosen how to decode it.
+
+    Attributes:
+        content: the file.
+        name: dataset and file, for messages.
+        header: what the file's first bytes say.
+    """
+
+    content: bytes
+    name: str
+    header: Header
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W), pixels."""
+        return self.header.size
+
+    def decode(self, divisor: int = 1) -> ImageArray:
+        """Uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as COCO's annotations expect.
+
+        Args:
+            divisor: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size, sides rounded up: each pixel stands
+                for ``divisor`` x ``divisor`` of the file's. Other formats come in full.
+
+        Raises:
+            UserError: it cannot be decoded; names file and dataset.
+        """
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        if self.header.kind == "JPEG":
+            flags |= _REDUCED.get(divisor, 0)
+        return _decode(self.content, self.name, flags)
+
+
+def open_image(path: Path, dataset: str, size: tuple[int, int] | None = None) -> EncodedImage:
+    """Read an image file and check its header and its end.
 
     Args:
         size: (H, W) the annotation file states; None = do not compare.
-        shrink: asked by how much the image may be smaller; a JPEG is then decoded at that fraction of its size.
 
     Raises:
         UserError: missing, truncated, too large, or of another size; names file and dataset.
     """
-    return decode_image(_content(path, dataset), f"{dataset}: {path}", size, shrink)
+    return encoded_image(_content(path, dataset), f"{dataset}: {path}", size)
 
 
-def decode_image(
-    content: bytes, what: str, size: tuple[int, int] | None = None, shrink: Shrink | None = None
-) -> ImageArray:
-    """`read_image` of a file's bytes; ``what`` names it in messages."""
+def encoded_image(content: bytes, what: str, size: tuple[int, int] | None = None) -> EncodedImage:
+    """`open_image` of a file's bytes; ``what`` names it in messages."""
     header = _checked(content, what)
     if size is not None and header.size != tuple(size):
         raise UserError(
             f"{what} is {header.size[0]} x {header.size[1]} (rows x columns), "
             f"the annotation file says {size[0]} x {size[1]}"
         )
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    if shrink is not None:
-        divisor = shrink(header.size)
-        if header.kind == "JPEG":
-            flags |= _REDUCED.get(divisor, 0)
-    return _decode(content, what, flags)
-
-
-def image_size(path: Path, dataset: str) -> tuple[int, int]:
-    """(H, W) of an image file, of which only PNGs' and JPEGs' first bytes are looked at.
-
-    Raises:
-        UserError: as `read_image`.
-    """
-    return _checked(_content(path, dataset), f"{dataset}: {path}").size
+    return EncodedImage(content, what, header)
 
 
 def read_labels(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
     """A one-channel label file (PNG or TIFF, 8 or 16 bits), unsigned ``[H, W]``.
 
     Raises:
-        UserError: as `read_image`, or more than one channel.
+        UserError: as `open_image`, or more than one channel.
     """
     return decode_labels(_content(path, dataset), f"{dataset}: {path}", size)
 
@@ -135,7 +152,7 @@ def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray
     Transparency is left out.
 
     Raises:
-        UserError: as `read_image`.
+        UserError: as `open_image`.
     """
     values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size, indices=False)
     inside: NDArray[np.bool_] = np.any(np.atleast_3d(values), axis=2)
@@ -146,7 +163,7 @@ def read_rgb_ids(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.
     """A panoptic PNG: R + 256 G + 65536 B, uint32 ``[H, W]``; the highest byte means nothing.
 
     Raises:
-        UserError: as `read_image`, or not three channels.
+        UserError: as `open_image`, or not three channels.
     """
     return decode_rgb_ids(_content(path, dataset), f"{dataset}: {path}", size)
 
@@ -270,10 +287,6 @@ def _jpeg_header(content: bytes) -> Header | None:
 
 ImageArray = NDArray[np.uint8]
 """Uint8 ``[H, W, 3]``, RGB."""
-
-
-Shrink = Callable[[tuple[int, int]], int]
-"""(H, W) of an image -> by how much its sides may be divided when it is decoded: 1, 2, 4 or 8."""
 
 
 def open_pixels(path: Path) -> NDArray[Any]:

@@ -1,8 +1,8 @@
-"""Classes of different vocabularies that have the same or nearly the same name: a report, nothing is joined."""
+"""Classes that have the same or nearly the same name: a report, nothing is joined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -53,6 +53,27 @@ def report_shared_names(
             if shared or cosine > threshold:
                 found.append(NearNames((a.name, a.names[i]), (b.name, b.names[j]), cosine, shared))
     return sorted(found, key=lambda pair: (-pair.shared, -pair.cosine))
+
+
+def by_vocabularies(pairs: Iterable[NearNames]) -> dict[tuple[str, str], list[NearNames]]:
+    """The pairs by the names of their two vocabularies, in their order."""
+    groups: dict[tuple[str, str], list[NearNames]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.first[0], pair.second[0]), []).append(pair)
+    return groups
+
+
+def shared_within(vocabulary: Vocabulary) -> list[tuple[str, list[str]]]:
+    """Prompts that several classes of one vocabulary have, letter case aside: a text classifier cannot tell them apart.
+
+    Returns:
+        Each such prompt with the names of its classes.
+    """
+    owners: dict[str, list[str]] = {}
+    for spec in vocabulary.classes:
+        for prompt in sorted({p.casefold() for p in spec.prompts}):
+            owners.setdefault(prompt, []).append(spec.name)
+    return [(prompt, names) for prompt, names in owners.items() if len(names) > 1]
 
 
 def _class_cosines(a: ClassEmbeddings, b: ClassEmbeddings) -> Tensor:

@@ -14,12 +14,19 @@ from fake_data import write_ade, write_coco, write_objects365
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_modules import AdePanoptic, CocoBoxes, CocoInstances, CocoPanoptic, Objects365Boxes, Objects365Instances
 from data_modules.annotation_index import build, coco_json, table
 from data_modules.annotation_index import records as record_stream
 from data_modules.annotation_index.coco_json import AnnotationTable, ImageTable
 from data_modules.annotation_index.records import stream_records
 from data_modules.annotation_index.table import Index, Packed, PackedBuilder, image_batch
+from data_modules.formats import (
+    AdePanoptic,
+    CocoBoxes,
+    CocoInstances,
+    CocoPanoptic,
+    Objects365Boxes,
+    Objects365Instances,
+)
 from dataseg.structures import UserError
 
 READERS = [

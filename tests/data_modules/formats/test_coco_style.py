@@ -5,8 +5,8 @@ import json
 import pytest
 from own_exports import STEMS, write_coco
 
-from data_modules import CocoBoxes, CocoInstances, CoTraining
-from data_modules.formats import HoldOut
+from data_modules import CoTraining
+from data_modules.formats import CocoBoxes, CocoInstances, HoldOut
 from data_modules.inspection.problems import examine
 from data_modules.vocabularies import OwnClass
 from dataseg.structures import UserError

@@ -16,7 +16,8 @@ from PIL import Image, features
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
-from data_modules import (
+from data_modules.annotation_index.coco_json import clean_boxes
+from data_modules.formats import (
     AdePanoptic,
     AdeSemantic,
     CityscapesPanoptic,
@@ -31,10 +32,9 @@ from data_modules import (
     PascalContext59,
     PascalContext459,
 )
-from data_modules.annotation_index.coco_json import clean_boxes
 from data_modules.formats.panoptic_reader import rows_of_colors
 from data_modules.vocabularies import OwnClass
-from dataseg.io.images import decode_image, decode_labels, decode_rgb_ids, read_image, read_labels
+from dataseg.io.images import decode_labels, decode_rgb_ids, encoded_image, open_image, read_labels
 from dataseg.io.paths import inside
 from dataseg.structures import VOID, UserError
 
@@ -443,7 +443,7 @@ def test_damaged_avif_images_are_named():
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file, "AVIF")
     content = file.getvalue()
     with pytest.raises(UserError, match="x is not a readable image"):
-        decode_image(content[:-20] + bytes(255 ^ byte for byte in content[-20:]), "x")
+        encoded_image(content[:-20] + bytes(255 ^ byte for byte in content[-20:]), "x").decode()
 
 
 @pytest.mark.parametrize(("value", "crowd"), [("0", False), ("1", True), (None, False), (True, True), (0.0, False)])
@@ -551,7 +551,7 @@ def test_too_large_images_are_refused(tmp_path, monkeypatch):
     cv2.imwrite(str(path), np.zeros((20, 20, 3), np.uint8))
     monkeypatch.setattr("dataseg.io.images.MAX_PIXELS", 399)
     with pytest.raises(ValueError, match=r"a\.png.*limit of 399"):
-        read_image(path, "x")
+        open_image(path, "x").decode()
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "a/../../b", "", "a\\..\\b", "a\0b"])

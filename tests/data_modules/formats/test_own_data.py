@@ -17,7 +17,8 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_modules import CocoPanoptic, CoTraining, HubDataset, LabelMaps, MaskFolders, MissingDataError, Reader
+from data_modules import CoTraining
+from data_modules.formats import CocoPanoptic, HubDataset, LabelMaps, MaskFolders, MissingDataError, Reader
 from data_modules.inspection.experiment import Experiment
 from data_modules.vocabularies import OwnClass, resolve
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Task, UserError
@@ -65,7 +66,7 @@ def test_wrong_classes_are_named(classes, words):
 YAML = """
 train:
   mine: &mine
-    class_path: data_modules.CocoPanoptic
+    class_path: data_modules.formats.CocoPanoptic
     init_args: &args
       root: mine
       annotations: train.json
@@ -76,13 +77,13 @@ train:
         - { name: cat, id: 17 }
 val:
   mine:
-    class_path: data_modules.CocoPanoptic
+    class_path: data_modules.formats.CocoPanoptic
     init_args:
       <<: *args
       annotations: val.json
       images: val_images
 ratios: { mine: 1 }
-image_size: 32
+train_transform: { image_size: 32 }
 batch_size: 2
 num_workers: 0
 """
@@ -302,7 +303,7 @@ def test_panoptic_of_the_hub(tmp_path, hf_cache, parquet):
 
 
 def test_boxes_of_the_hub(tmp_path, hf_cache):
-    from data_modules import Objects365Boxes
+    from data_modules.formats import Objects365Boxes
 
     rows, _ = hub_rows(tmp_path, "boxes")
     saved(rows, tmp_path / "mine", ["image"], parquet=False)

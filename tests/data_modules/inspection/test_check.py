@@ -17,7 +17,7 @@ from data_modules.inspection.check import check, evenly_spaced
 from data_modules.inspection.experiment import Experiment
 from data_modules.inspection.journal import Journal, identity_of, state_of
 from data_modules.inspection.problems import Finding, Problem, SelfScore, as_prediction, examine
-from data_modules.inspection.statistics import describe, similar_classes
+from data_modules.inspection.statistics import describe
 from data_modules.inspection.stats import stats
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
 from dataseg.visualization.overlay import draw
@@ -27,14 +27,16 @@ data:
   class_path: data_modules.CoTraining
   init_args:
     train:
-      ade: { class_path: data_modules.AdeSemantic }
-      coco: { class_path: data_modules.CocoPanoptic }
-      o365: { class_path: data_modules.Objects365Boxes }
+      ade: { class_path: data_modules.formats.AdeSemantic }
+      coco: { class_path: data_modules.formats.CocoPanoptic }
+      o365: { class_path: data_modules.formats.Objects365Boxes }
     val:
-      ade: { class_path: data_modules.AdeSemantic, init_args: { split: validation } }
-      ade_panoptic: { class_path: data_modules.AdePanoptic }
-      coco: { class_path: data_modules.CocoPanoptic, init_args: { split: val2017, tasks: [panoptic, semantic] } }
-      o365: { class_path: data_modules.Objects365Instances }
+      ade: { class_path: data_modules.formats.AdeSemantic, init_args: { split: validation } }
+      ade_panoptic: { class_path: data_modules.formats.AdePanoptic }
+      coco:
+        class_path: data_modules.formats.CocoPanoptic
+        init_args: { split: val2017, tasks: [panoptic, semantic] }
+      o365: { class_path: data_modules.formats.Objects365Instances }
     ratios: { ade: 1, coco: 1, o365: 1 }
 model:
   network:
@@ -401,21 +403,3 @@ def test_statistics_name_what_is_missing(run_check, root, tmp_path):
     assert status == 1
     assert "panoptic_train2017.json" in text
     assert "panoptic_train2017.json" in (tmp_path / "runs/test/data_stats.html").read_text()
-
-
-def test_similar_classes():
-    from pathlib import Path
-
-    from data_modules import vocabularies
-    from dataseg.text.embeddings import TextEmbeddings
-
-    folder = Path(vocabularies.__file__).parent
-    text = TextEmbeddings(None, folder / "mini_text.safetensors", "article")
-    names = [vocabularies.load(name) for name in ("mini_ade", "mini_coco", "mini_ade")]
-    found = similar_classes(names, text, 0.6)
-    assert list(found) == [("mini_ade", "mini_coco")]
-    pairs = {(p.first, p.second) for p in found["mini_ade", "mini_coco"]}
-    assert ("sky", "sky") in pairs
-    values = [p.similarity for p in found["mini_ade", "mini_coco"]]
-    assert values == sorted(values, reverse=True)
-    assert all(0.6 <= v <= 1.0001 for v in values)

@@ -12,6 +12,7 @@ from dataseg.cli import embed
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import read_cache
 from dataseg.text.embeddings import TextEmbeddings
+from dataseg.text.overlap import shared_within
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "data_modules" / "vocabularies"
@@ -120,8 +121,8 @@ def test_a_missing_vocabulary_file_is_named(capsys, tmp_path):
 def test_shared_names(tmp_path, capsys):
     a = things(("screen", "monitor"), ("blind", "Screen"), ("dog",), name="a")
     b = things(("Dog", "puppy"), ("cat",), name="b")
-    assert embed.shared_within(a) == [("screen", ["screen", "blind"])]
-    assert embed.shared_within(b) == []
+    assert shared_within(a) == [("screen", ["screen", "blind"])]
+    assert shared_within(b) == []
     text = TextEmbeddings(HashText(), tmp_path / "t.safetensors", "plain")
     embed.report([a, b], text, 0.999, Console())
     output = capsys.readouterr().out

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import CONFIG, DIM, PETS, ROADS, HashText, make_model, vocabulary
 
 import dataseg
-from data_modules.transforms import EvaluationTransform
 from dataseg.deployment.model_file import read_model, write_model
 from dataseg.deployment.network import build_network
 from dataseg.inference.postprocess import PanopticOptions, PostProcessor
+from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.network import LinearClassifier
 from dataseg.structures import (
     Batch,
@@ -147,9 +147,8 @@ def expected(image: np.ndarray, chosen: Vocabulary, task: Task):
     names = [p for c in chosen.classes for p in c.prompts]
     index = [i for i, c in enumerate(chosen.classes) for _ in c.prompts]
     classes = dataseg.structures.ClassEmbeddings(HashText().encode(names), torch.tensor(index))
-    sample = Sample(
-        EvaluationTransform(96, 128)(image), Boxes(torch.zeros(0, 4), torch.zeros(0).long()), "", image.shape[:2]
-    )
+    pixels = to_tensor(ResizeShortestEdge(96, 128).resize(image))
+    sample = Sample(pixels, Boxes(torch.zeros(0, 4), torch.zeros(0).long()), "", image.shape[:2])
     batch = Batch.collate([sample], "home", task)
     with torch.no_grad():
         proposals = network(batch.images, classes)[-1]

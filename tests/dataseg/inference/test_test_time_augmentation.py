@@ -388,7 +388,7 @@ def validate(suite, runs, *more):
             f"--runs={runs}",
             f"--data.root={suite}",
             "--data.mini=null",
-            "--data.eval_size=64",
+            "--data.eval_transform.size=64",
             "--data.num_workers=0",
             "--trainer.accelerator=cpu",
             *more,
@@ -416,13 +416,13 @@ def test_keys_of_the_command_line_reach_the_semantic_task_alone(suite, tmp_path,
     once = list(shapes)
     assert len(once) == 3 + 3 + 2 + 2
     shapes.clear()
-    covered = validate(suite, tmp_path / "covered", no_sanity, "--data.eval_window=500")
+    covered = validate(suite, tmp_path / "covered", no_sanity, "--data.test_time_augmentation.window=500")
     assert shapes == once
     assert {k: v for k, v in covered.items() if k.startswith("ade.")} == {
         k: v for k, v in plain.items() if k.startswith("ade.")
     }
     shapes.clear()
-    options = ["--data.eval_scales=[1.0,1.5]", "--data.eval_flip=true", "--data.eval_window=64"]
+    options = ["--data.test_time_augmentation={scales: [1.0, 1.5], flip: true, window: 64}"]
     augmented = validate(suite, tmp_path / "augmented", no_sanity, *options)
     semantic_passes = len(shapes) - len(once[3:])
     assert shapes[semantic_passes:] == once[3:]
@@ -437,4 +437,4 @@ def test_keys_of_the_command_line_reach_the_semantic_task_alone(suite, tmp_path,
 
 def test_views_without_a_semantic_task_are_a_mistake():
     with pytest.raises(UserError, match="semantic tasks only"):
-        CoTraining(val={"coco": CocoPanoptic(split="val2017")}, eval_flip=True)
+        CoTraining(val={"coco": CocoPanoptic(split="val2017")}, test_time_augmentation=TestTimeAugmentation(flip=True))

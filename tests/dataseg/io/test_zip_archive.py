@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_data import write_ade, write_coco, write_objects365
 
-from data_modules import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes
+from data_modules.formats import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes
 from dataseg.io import zip_archive
 from dataseg.io.paths import exists, list_files, open_stream, read_bytes
 from dataseg.io.zip_archive import split

@@ -19,7 +19,7 @@ from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import read_cache, write_cache
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.text.encoder import OpenClipText
-from dataseg.text.overlap import report_shared_names
+from dataseg.text.overlap import by_vocabularies, report_shared_names
 from dataseg.text.templates import templates_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -329,5 +329,11 @@ def test_the_shipped_cache_tells_where_it_comes_from():
 def test_synonyms_across_mini_vocabularies_are_near():
     text = TextEmbeddings(None, MINI_CACHE, templates="article")
     vocabularies = [Vocabulary.load(MINI_CACHE.with_name(f"mini_{n}.json")) for n in ("ade", "coco", "objects365")]
-    pairs = {(f.first[1], f.second[1]) for f in report_shared_names(vocabularies, text, threshold=0.6)}
+    found = report_shared_names(vocabularies, text, threshold=0.6)
+    assert set(by_vocabularies(found)) == {
+        ("mini_ade", "mini_coco"),
+        ("mini_ade", "mini_objects365"),
+        ("mini_coco", "mini_objects365"),
+    }
+    pairs = {(f.first[1], f.second[1]) for f in found}
     assert {("car", "automobile"), ("sofa", "couch"), ("car", "Car"), ("mug", "Cup"), ("person", "pedestrian")} <= pairs
