@@ -100,8 +100,8 @@ class FileNames:
         self._exact = frozenset(self.names)
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
-            last = name.rpartition("/")[2]
-            keys = {_key(name), *((f"*/{_key(last)}",) if last != name else ())}  # a bare name may lie in any folder
+            folders, _, last = _key(name).rpartition("/")
+            keys = {_key(name), *((f"*/{last}",) if folders else ())}  # a bare name may lie in any folder
             for key in keys | {key.rpartition(".")[0] for key in keys if key.endswith(IMAGE_SUFFIXES)}:
                 self._by_key[key].append(name)
 

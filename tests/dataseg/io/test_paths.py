@@ -66,6 +66,12 @@ def test_names_that_say_too_little(tmp_path):
         names.find_all(["1/b.jpg", "2/b.jpg"])
 
 
+def test_windows_separators_in_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photos\\a.jpg", b"x")
+    assert FileNames(tmp_path / "photos.zip").find("a.jpg") == "photos\\a.jpg"
+
+
 def test_images_of_a_folder(place):
     assert list_images(place) == sorted(name for name in FILES if "/" not in name)
     assert list_images(place, ".jpg") == list_images(place)
