@@ -70,7 +70,8 @@ def compare_categories(path: Path, vocabulary: Vocabulary, with_kinds: bool, on_
             )
     if certain:
         on_problem(
-            f"{path}: {'; '.join(certain)}. Mend the vocabulary, or set vocabulary: null, then the file's own categories count"
+            f"{path}: {'; '.join(certain)}. Mend the vocabulary, or set it to null:"
+            " the file's own categories then count"
         )
     alone = [spec.name for spec in vocabulary.classes if spec.id not in {category.id for category in stated}]
     if alone:
