@@ -7,17 +7,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
 from callbacks.tensorboard.writer import board
-from dataseg.structures import Batch, SegmentMap, Segments, Target, Task, Vocabulary
+from dataseg.structures import VOID, Batch, SegmentMap, Segments, Target, Task
 from dataseg.training.module import CoTrainedSegmenter
-from dataseg.visualization.legend import BACKGROUND, legend, present, titles
+from dataseg.visualization.legend import panel, present
 from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, resize_map, resize_picture
-
-TITLES = ("image", "ground truth", "prediction")
-GAP = 4
 
 
 class Panels(pl.Callback):
@@ -74,25 +70,19 @@ class Panels(pl.Callback):
         shown = confident(prediction.to("cpu"), self.min_score)
         if isinstance(shown, SegmentMap):
             shown = resize_map(shown, size)
-        pictures = [image, draw(image, truth, vocabulary), draw(image, shown, vocabulary)]
-        return _framed(pictures, present((truth, shown), vocabulary), vocabulary)
+        pictures = {
+            "image": image,
+            "ground truth": draw(image, truth, vocabulary),
+            "prediction": draw(image, shown, vocabulary, is_prediction=True),
+        }
+        nothing = isinstance(shown, SegmentMap) and bool((shown.ids == VOID).any())
+        return panel(pictures, present((truth, shown), vocabulary), vocabulary, nothing)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of one picture; enlarged by a whole factor, so that every pixel is a square."""
         scale = self.max_side / max(height, width)
         scale = int(scale) if scale >= 1 else scale
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _framed(pictures: list[Picture], labels: list[int], vocabulary: Vocabulary) -> Picture:
-    """Side by side, under their titles and above the legend."""
-    height, width = pictures[0].shape[:2]
-    gap = np.full((height, GAP, 3), BACKGROUND, np.uint8)
-    row = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
-    text = min(max(row.shape[1] / 1000, 0.4), 1.5)  # readable when the panel is shown at a third of its size
-    above = titles(TITLES, width, GAP, text)
-    below = legend(labels, vocabulary, row.shape[1], text)
-    return np.concatenate([above, row, below], axis=0)
 
 
 def _by_class(truth: SegmentMap, count: int) -> Target:

@@ -70,7 +70,7 @@ def predict(
             continue
         segments = predictor(image, vocabulary, task).to("cpu")
         picture = f"{name}.png"
-        write_png(out / picture, draw(image, confident(segments), vocabulary))
+        write_png(out / picture, draw(image, confident(segments), vocabulary, is_prediction=True))
         size = {"height": image.shape[0], "width": image.shape[1]}
         records.append({"file_name": name, **size, "picture": picture, "segments": describe(segments, vocabulary)})
     write_json(out / RESULT, {"task": task, "vocabulary": vocabulary.name, "images": records})

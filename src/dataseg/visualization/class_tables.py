@@ -6,18 +6,24 @@ Legend: C = classes. Figures are percent; counts (pixels, instances, tp, fp, fn)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from dataseg.visualization.style import LIGHT, new_figure, raster, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COUNTS = frozenset({"pixels", "instances", "tp", "fp", "fn"})
 Picture = NDArray[np.uint8]
 
-_FONT_SIZE = 12
+_FONT = 12
 _LINE = 16
-_INK, _PAPER, _BAR, _GRID = (30, 30, 30), (255, 255, 255), (120, 170, 220), (225, 225, 225)
+_BAR = "#a9c8ea"
+_MOST_ROWS = 60  # of a picture: 365 classes would take seconds after each validation, and nobody reads so many
 
 
 def is_count(column: str) -> bool:
@@ -89,40 +95,50 @@ def _row_shares(confusion: Tensor) -> NDArray[np.float64]:
     return shares
 
 
+@style()
 def per_class_picture(columns: Mapping[str, Tensor], names: Sequence[str], sort_by: str | None = None) -> Picture:
     """A table with a bar behind each percentage, uint8 ``[rows, columns, 3]``, RGB.
+
+    Of more than 60 classes the first and the last 30 are shown; the markdown has all.
 
     Args:
         columns: ``[C]`` each.
         names: C class names.
         sort_by: column to sort by, best first, undefined last; None = order of the vocabulary.
     """
-    order = list(range(len(names)))
-    if sort_by is not None:
-        keys = [float(v) for v in columns[sort_by]]
-        order.sort(key=lambda c: (keys[c] != keys[c], -keys[c] if keys[c] == keys[c] else 0.0))
-    font = ImageFont.load_default(_FONT_SIZE)
-    name_width = 12 + max(int(font.getlength(name)) for name in ("class", *names))
-    widths = [max(96, 16 + int(font.getlength(column))) for column in columns]
-    sheet = Image.new("RGB", (name_width + sum(widths), _LINE * (len(names) + 1)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((4, 1), "class", fill=_INK, font=font)
-    for line, c in enumerate(order, start=1):
-        draw.text((4, line * _LINE + 1), names[c], fill=_INK, font=font)
-    left = name_width
+    order = np.argsort(-columns[sort_by].cpu().double().numpy(), kind="stable") if sort_by else np.arange(len(names))
+    if len(order) > _MOST_ROWS:
+        order = np.concatenate([order[: _MOST_ROWS // 2], order[-_MOST_ROWS // 2 :]])
+    left = _room([*names, "class"], _FONT)
+    widths = [max(96, _room([column], _FONT)) for column in columns]
+    figure = new_figure(left + sum(widths), _LINE * (len(order) + 1), layout=None)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, left + sum(widths)), ylim=(len(order) + 0.5, -0.5))
+    axes.set_axis_off()
+    rows = range(1, len(order) + 1)
+    _write_column(axes, 4, ["class", *(names[c] for c in order)])
     for (column, values), width in zip(columns.items(), widths, strict=True):
-        draw.text((left + 4, 1), column, fill=_INK, font=font)
-        for line, c in enumerate(order, start=1):
-            value, top = float(values[c]), line * _LINE
-            if value == value and not is_count(column):
-                draw.rectangle(
-                    (left, top + 1, left + (width - 8) * min(max(value, 0.0), 1.0), top + _LINE - 2), fill=_BAR
-                )
-            draw.text((left + 4, top + 1), _text(column, value), fill=_INK, font=font)
+        found = values.cpu().double().numpy()[order]
+        if not is_count(column):
+            axes.barh(rows, (width - 8) * np.clip(np.nan_to_num(found), 0, 1), 0.85, left, color=_BAR)
+        _write_column(axes, left + 4, [column, *(_text(column, value) for value in found.tolist())])
         left += width
-    return np.asarray(sheet).copy()
+    return raster(figure)
 
 
+def _write_column(axes: Axes, x: float, texts: Sequence[str]) -> None:
+    for row, text in enumerate(texts):
+        axes.text(x, row, text, va="center_baseline")
+
+
+def _room(texts: Sequence[str], size: float) -> float:
+    """Pixels that the longest text takes, about, with a margin on both sides."""
+    from matplotlib.textpath import TextPath
+
+    longest = sorted(texts, key=len)[-8:]
+    return 10 + max(round(float(TextPath((0, 0), text, size=size).get_extents().x1)) for text in longest)
+
+
+@style()
 def confusion_picture(confusion: Tensor, names: Sequence[str], cell: int | None = None) -> Picture:
     """Heat map of the shares of each ground-truth class's pixels, uint8 ``[rows, columns, 3]``, RGB.
 
@@ -136,27 +152,16 @@ def confusion_picture(confusion: Tensor, names: Sequence[str], cell: int | None 
     """
     share = _row_shares(confusion)
     cell = cell or max(10, min(32, 1600 // share.shape[1]))
-    heat = (255 * (1 - np.sqrt(share)))[..., None].repeat(3, 2)
-    heat[..., 2] = 255 - 0.35 * (255 - heat[..., 2])  # towards blue
-    heat[confusion.cpu().numpy().sum(1) == 0] = _GRID
-    blocks = heat.astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
-    columns = [*names, "(nothing)"]
-    beside, above = (_name_strip(columns, cell, at_end) for at_end in (True, False))
-    margin = beside.width
-    sheet = Image.new("RGB", (margin + blocks.shape[1], margin + blocks.shape[0]), _PAPER)
-    sheet.paste(beside.crop((0, 0, margin, blocks.shape[0])), (0, margin))
-    sheet.paste(above.transpose(Image.Transpose.ROTATE_90), (margin, 0))  # reads upwards from its column
-    sheet.paste(Image.fromarray(blocks), (margin, margin))
-    return np.asarray(sheet).copy()
-
-
-def _name_strip(names: Sequence[str], cell: int, at_end: bool) -> Image.Image:
-    """Names below each other, one a cell, at the right end of the strip or at the left."""
-    font = ImageFont.load_default(min(_FONT_SIZE, cell))
-    width = 10 + max(int(font.getlength(name)) for name in names)
-    strip = Image.new("RGB", (width, cell * len(names)), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for c, name in enumerate(names):
-        place = (width - 5 if at_end else 5, c * cell + cell / 2)
-        draw.text(place, name, fill=_INK, font=font, anchor="rm" if at_end else "lm")
-    return strip
+    columns, size = [*names, "(nothing)"], min(_FONT, cell)
+    margin = _room(columns, size)
+    width, height = (margin + cell * count for count in reversed(share.shape))
+    figure = new_figure(width, height, layout=None)
+    axes = figure.add_axes((margin / width, 0, 1 - margin / width, 1 - margin / height))
+    empty = np.broadcast_to(confusion.cpu().numpy().sum(1, keepdims=True) == 0, share.shape)
+    axes.imshow(np.ma.array(np.sqrt(share), mask=empty), "Blues", vmin=0, vmax=1, aspect="auto", interpolation="none")
+    axes.set_facecolor(LIGHT["rule"])  # shows where the map is masked
+    axes.set_xticks(range(len(columns)), columns, rotation=90, size=size)
+    axes.set_yticks(range(len(names)), names, size=size)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    return raster(figure)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Segments, Target, Vocabulary
@@ -20,10 +21,10 @@ MIN_SCORE = 0.4
 """Predicted instances of a lower score are left out of pictures: there are up to 100, and most are nothing."""
 
 LINE = (255, 255, 255)
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+NOTHING = (128, 128, 128)
+"""Hatching of pixels for which nothing is predicted."""
+
 _SHADES = (0.0, 0.12, -0.12, 0.24, -0.24)
-_SMALLEST_NAMED = 180
-"""Pixels of the picture; a smaller segment would disappear under its name."""
 
 
 def _shade(color: npt.NDArray[np.uint8], instance: int) -> npt.NDArray[np.uint8]:
@@ -47,14 +48,31 @@ def _segment_colors(labels: list[int], vocabulary: Vocabulary) -> npt.NDArray[np
     return colors
 
 
-def _caption(picture: Picture, text: str, x: float, y: float) -> None:
-    scale = max(0.35, min(picture.shape[:2]) / 900)
-    (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
-    rows, columns = picture.shape[:2]
-    left, base = int(max(1, min(x, columns - width - 2))), int(max(height + 2, min(y, rows - 4)))  # whole, if it fits
-    for aside, down in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # the outline: OpenCV 5 sets thicker letters wider apart
-        cv2.putText(picture, text, (left + aside, base + down), FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
-    cv2.putText(picture, text, (left, base), FONT, scale, LINE, 1, cv2.LINE_AA)
+Caption = tuple[str, float, float, float]
+"""Name, left edge and middle in the picture, and pixels of the segment."""
+
+
+def _write_captions(picture: Picture, captions: list[Caption]) -> None:
+    """Names of segments, the largest first; what would cover another name is left out, the legend has it."""
+    if not captions:
+        return
+    size = max(13, min(picture.shape[:2]) // 20)
+    font, outline = ImageFont.load_default(size), max(1, size // 10)
+    sheet = Image.fromarray(picture)
+    canvas = ImageDraw.Draw(sheet)
+    taken: list[tuple[float, float, float, float]] = []
+    for name, x, y, pixels in sorted(captions, key=lambda caption: -caption[3]):
+        left, top, right, bottom = canvas.textbbox((0, 0), name, font=font, stroke_width=outline)
+        width, height = right - left, bottom - top
+        if pixels < width * height / 2:
+            continue
+        x, y = max(0.0, min(x, sheet.width - width)), max(0.0, min(y - height / 2, sheet.height - height))
+        box = x, y, x + width, y + height
+        if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+            continue
+        taken.append(box)
+        canvas.text((x - left, y - top), name, LINE, font, stroke_width=outline, stroke_fill=(0, 0, 0))
+    picture[:] = np.asarray(sheet)
 
 
 def resize_picture(image: Picture, size: tuple[int, int]) -> Picture:
@@ -88,15 +106,23 @@ def confident(prediction: Segments, min_score: float = MIN_SCORE) -> Segments:
     )
 
 
-def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = True, alpha: float = 0.65) -> Picture:
+def draw(
+    image: Picture,
+    target: Target,
+    vocabulary: Vocabulary,
+    names: bool = True,
+    alpha: float = 0.65,
+    is_prediction: bool = False,
+) -> Picture:
     """Lay segments over an image.
 
     Args:
         image: uint8 ``[H, W, 3]`` RGB.
         target: ground truth or prediction; maps and masks of another size are scaled to the image's, boxes are in its
             pixels. Void stays plain image, crowds are drawn hatched, instances without a mask as their box.
-        names: write class names.
+        names: write class names, where a segment has room for its own.
         alpha: opacity of segments, in [0, 1].
+        is_prediction: hatch a map's void in grey: nothing is predicted there.
 
     Returns:
         uint8 ``[H, W, 3]``.
@@ -104,7 +130,7 @@ def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = T
     colors = _segment_colors(target.labels.tolist(), vocabulary)
     written = vocabulary.names if names else None
     if isinstance(target, SegmentMap):
-        return _draw_map(image, target, colors, written, alpha)
+        return _draw_map(image, target, colors, written, alpha, is_prediction)
     picture = image.copy()
     if isinstance(target, Boxes):
         _draw_boxes(picture, target, colors, written)
@@ -114,15 +140,17 @@ def draw(image: Picture, target: Target, vocabulary: Vocabulary, names: bool = T
 
 
 def _draw_boxes(picture: Picture, boxes: Boxes, colors: Picture, names: list[str] | None) -> None:
+    captions: list[Caption] = []
     for k, (corners, label) in enumerate(zip(boxes.xyxy.tolist(), boxes.labels.tolist(), strict=True)):
         x, y, right, bottom = (int(v) for v in corners)
         cv2.rectangle(picture, (x, y), (right, bottom), colors[k].tolist(), 2)
         if names is not None:
-            _caption(picture, names[label], x, y)
+            captions.append((names[label], x + 4, y + 12, (right - x) * (bottom - y)))
+    _write_captions(picture, captions)
 
 
 def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: list[str] | None, alpha: float) -> None:
-    captions = []
+    captions: list[Caption] = []
     for k, (rle, label) in enumerate(zip(masks.rles, masks.labels.tolist(), strict=True)):
         if rle is None:
             if masks.boxes is not None:  # all that is known of it
@@ -135,10 +163,9 @@ def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: 
         rows, columns = mask.shape
         is_crowd = masks.is_crowd is not None and bool(masks.is_crowd[k])
         _paint(picture[y : y + rows, x : x + columns], mask, colors[k], alpha, is_crowd)
-        captions.append((label, x, y + rows / 2))
-    if names is not None:
-        for label, left, middle in captions:  # last: masks may overlap
-            _caption(picture, names[label], left, middle)
+        if names is not None:
+            captions.append((names[label], x + 2, y + rows / 2, int(np.count_nonzero(mask))))
+    _write_captions(picture, captions)  # last: masks may overlap
 
 
 def _zoom(size: tuple[int, int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -178,7 +205,14 @@ def _hatching(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     return hatched
 
 
-def _draw_map(image: Picture, target: SegmentMap, colors: Picture, names: list[str] | None, alpha: float) -> Picture:
+def _draw_map(
+    image: Picture,
+    target: SegmentMap,
+    colors: Picture,
+    names: list[str] | None,
+    alpha: float,
+    is_prediction: bool,
+) -> Picture:
     ids = resize_map(target, image.shape[:2]).ids.cpu().numpy()  # type: ignore[arg-type]
     table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])  # VOID = -1 indexes the last
     plain = ids == VOID
@@ -187,6 +221,8 @@ def _draw_map(image: Picture, target: SegmentMap, colors: Picture, names: list[s
         plain |= np.isin(ids, crowds) & ~_hatching(ids.shape)
     picture = np.asarray(cv2.addWeighted(image, 1 - alpha, table.take(ids, axis=0, mode="wrap"), alpha, 0), np.uint8)
     picture[plain] = image[plain]
+    if is_prediction:
+        picture[(ids == VOID) & _hatching(ids.shape)] = NOTHING
     edge = np.zeros(ids.shape, bool)
     edge[1:] |= ids[1:] != ids[:-1]
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -202,12 +238,14 @@ def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str]) ->
     sizes = np.bincount(flat, minlength=len(names) + 1)
     ys = np.bincount(flat, np.repeat(np.arange(len(ids)), width), len(names) + 1)
     xs = np.bincount(flat, np.tile(np.arange(width), len(ids)), len(names) + 1)
+    captions: list[Caption] = []
     for k, name in enumerate(names, start=1):
-        if sizes[k] < _SMALLEST_NAMED:
+        if not sizes[k]:
             continue
         y, x = ys[k] / sizes[k], xs[k] / sizes[k]
         if ids[int(y), int(x)] != k - 1:
             rows, columns = np.nonzero(ids == k - 1)
             nearest = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
             y, x = rows[nearest], columns[nearest]
-        _caption(picture, name, x - 12, y)
+        captions.append((name, x - 12, y, sizes[k]))
+    _write_captions(picture, captions)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -42,6 +42,7 @@ _SETTINGS: dict[Any, Any] = {
     "figure.dpi": 72,  # a point of a font is a pixel
     "font.sans-serif": ["DejaVu Sans"],  # the one that matplotlib brings
     "font.size": 12,
+    "text.parse_math": False,  # names are no formulas
     "text.color": LIGHT["ink"],
     "axes.labelcolor": LIGHT["muted"],
     "axes.edgecolor": LIGHT["muted"],
@@ -72,16 +73,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """A figure of ``width`` by ``height`` pixels, without pyplot's global state; call it inside `style`."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")
+    return Figure(figsize=(width / 72, height / 72), layout=layout)
 
 
 def series_color(number: int) -> str:
     """The colour of a curve; they repeat after `SERIES`."""
     return LIGHT[f"c{number % SERIES}"]
+
+
+def css_color(rgb: Sequence[int]) -> str:
+    """``#rrggbb`` of three values in [0, 255]."""
+    return "#" + bytes(rgb).hex()
 
 
 def tooltip(artist: Artist, text: str) -> None:

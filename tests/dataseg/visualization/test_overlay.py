@@ -4,7 +4,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from dataseg.structures import VOID, Boxes, ClassSpec, InstanceMasks, SegmentMap, Vocabulary
-from dataseg.visualization.overlay import draw, resize_map, resize_picture
+from dataseg.visualization.overlay import NOTHING, draw, resize_map, resize_picture
 
 VOCABULARY = Vocabulary(
     "three",
@@ -90,3 +90,25 @@ def test_an_instance_without_a_mask_is_a_box():
     drawn = np.argwhere((picture != 100).any(-1))
     assert drawn.min(0).tolist() == [6, 4]  # scaled with the picture
     assert drawn.max(0).tolist() == [18, 24]
+
+
+def test_where_nothing_is_predicted_is_hatched():
+    picture = draw(GREY, segment_map(), VOCABULARY, names=False, alpha=1.0, is_prediction=True)
+    void = {tuple(c) for c in picture[12:, 22:].reshape(-1, 3).tolist()}
+    assert void == {NOTHING, (100, 100, 100)}
+    assert picture[15, 5].tolist() == [255, 0, 0]
+
+
+def test_names_are_written_where_there_is_room_and_do_not_cover_each_other():
+    image = np.full((200, 300, 3), 100, np.uint8)
+    ids = torch.zeros(200, 300, dtype=torch.int16)
+    ids[95:105, 140:150] = 1  # too small for a name
+    target = SegmentMap(ids, torch.tensor([0, 1]))
+    named = draw(image, target, VOCABULARY, alpha=1.0)
+    plain = draw(image, target, VOCABULARY, names=False, alpha=1.0)
+    rows = np.nonzero((named != plain).any((1, 2)))[0]
+    assert 9 <= np.ptp(rows) <= 20  # one line of legible text
+    two = Boxes(torch.tensor([[10.0, 10.0, 200.0, 150.0], [14.0, 10.0, 200.0, 150.0]]), torch.tensor([1, 2]))
+    one = Boxes(two.xyxy[:1], two.labels[:1])
+    written = [(draw(image, t, VOCABULARY) != draw(image, t, VOCABULARY, names=False)).any(-1) for t in (two, one)]
+    assert written[0].sum() <= written[1].sum() * 1.2
