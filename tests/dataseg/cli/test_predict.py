@@ -82,7 +82,7 @@ def test_as_the_predictor(model, photos, tmp_path, task, capsys):
         picture = read_picture(out / record["picture"])
         assert picture.shape == image.shape
         if not isinstance(segments, InstanceMasks):
-            assert np.array_equal(picture, draw(image, segments, PETS))
+            assert np.array_equal(picture, draw(image, segments, PETS, is_prediction=True))
     assert f"{task}, {count} segments in 2 of 2 images" in capsys.readouterr().out
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
         "a.png.png",
