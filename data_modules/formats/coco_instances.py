@@ -15,7 +15,7 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.formats.reader import IndexedReader, Orientation, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.rle import mask_of
@@ -40,7 +40,7 @@ class InstanceReader(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size)
+        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
         return image, masks_of(self.index, index)
 
 
@@ -68,6 +68,7 @@ class CocoInstances(CocoStyle, InstanceReader):
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
     """
 
     title = "COCO-style instances"
@@ -82,8 +83,10 @@ class CocoInstances(CocoStyle, InstanceReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        orientation: Orientation | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
+        self.orientation = orientation
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 

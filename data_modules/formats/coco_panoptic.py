@@ -10,7 +10,7 @@ from data_modules import vocabularies
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.panoptic_reader import PanopticReader
-from data_modules.formats.reader import TaskName
+from data_modules.formats.reader import Orientation, TaskName
 from data_modules.layout import folder, locate, with_folders
 from dataseg.io.images import EncodedImage
 from dataseg.structures import VOID, SegmentMap, Target, Task
@@ -31,6 +31,7 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         tasks: evaluated tasks; training uses the first. Default: panoptic.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
     """
 
     title = "COCO panoptic"
@@ -49,8 +50,10 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        orientation: Orientation | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
+        self.orientation = orientation
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
         self.hold_out = hold_out
 

@@ -15,10 +15,10 @@ from data_modules import vocabularies
 from data_modules.annotation_index.coco_json import RECORD, clean_boxes
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.label_maps import UnknownLabelError, label_table, rows_of_labels
-from data_modules.formats.panoptic_reader import rows_of_colors
 from data_modules.formats.reader import Reader, TaskName
 from data_modules.layout import MissingDataError, candidates
 from dataseg.io.coco import crowd_of
+from dataseg.io.id_map import rows_of_colors
 from dataseg.io.images import EncodedImage, decode_labels, decode_rgb_ids, encoded_image
 from dataseg.structures import Boxes, SegmentMap, Target, Task, UserError
 

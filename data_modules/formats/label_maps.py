@@ -15,7 +15,7 @@ from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Packed
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import Reader, TaskName
+from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.id_map import Runs
 from dataseg.io.images import EncodedImage, open_image, read_labels
@@ -79,7 +79,7 @@ class LabelMapReader(Reader):
         return [self.image_path(stem), self.labels_path(stem)]
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
-        image = open_image(self.image_path(self.image_id(index)), self.title)
+        image = open_image(self.image_path(self.image_id(index)), self.title, upright=self.upright)
         rows_HW, labels_K = self.load_labels(index, image.size)
         return image, SegmentMap(ids=torch.from_numpy(rows_HW), labels=torch.from_numpy(labels_K))
 
@@ -117,6 +117,7 @@ class LabelMaps(LabelMapReader):
         tasks: evaluated tasks; training uses the first. Default: semantic.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
     """
 
     title = "label maps"
@@ -135,8 +136,10 @@ class LabelMaps(LabelMapReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        orientation: Orientation | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
+        self.orientation = orientation
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out

@@ -89,6 +89,7 @@ class LabellingTool(IndexedReader):
     """
 
     default_tasks = (Task.INSTANCE,)
+    orientation = "upright"
     remedy: ClassVar[str]
     """What to do about a malformed record."""
 
@@ -165,7 +166,7 @@ class LabellingTool(IndexedReader):
         for name, image in found.items():
             if self.hold_out is None or self.hold_out.keeps(name):
                 with self.record(image.where):
-                    size = image.size or open_image(self._images / name, self.title).size
+                    size = image.size or open_image(self._images / name, self.title, upright=self.upright).size
                     of_image.append((name, size, *self._rows(image, size)))
         if not of_image:
             raise UserError(f"{self.title}: {self._annotations} has no image{self._of_part()} in {self._images}")
@@ -254,7 +255,7 @@ class LabellingTool(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size)
+        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
         return image, (boxes_of if self.gives == "boxes" else masks_of)(self.index, index)
 
 

@@ -14,9 +14,9 @@ from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.formats.reader import IndexedReader, Orientation, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import EncodedImage, open_image, read_mask
+from dataseg.io.images import EncodedImage, mask_values, open_image, read_mask
 from dataseg.io.paths import by_stem, list_images
 from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
@@ -26,10 +26,10 @@ from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, Us
 class MaskFolders(IndexedReader):
     """``images/<stem>.jpg`` with ``masks/<stem>/<class>_<anything>.png``, one file per segment.
 
-    A mask's pixels above 0 are inside. Its file's name begins with the class name (spaces may be underscores). For
-    the instance task masks may overlap; for panoptic and semantic tasks later files, by name, lie over earlier ones.
-    An image without a folder of masks has no segment. A file without a pixel inside is an instance without a mask,
-    which evaluation ignores; maps leave it out.
+    A mask's pixels above half of its largest value are inside. Its file's name begins with the class name (spaces may
+    be underscores). For the instance task masks may overlap; for panoptic and semantic tasks later files, by name, lie
+    over earlier ones. An image without a folder of masks has no segment. A file without a pixel inside is an instance
+    without a mask, which evaluation ignores; maps leave it out.
 
     Args:
         root: the dataset's folder, below the data root.
@@ -41,6 +41,7 @@ class MaskFolders(IndexedReader):
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
     """
 
     title = "folders of masks"
@@ -59,8 +60,10 @@ class MaskFolders(IndexedReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        orientation: Orientation | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
+        self.orientation = orientation
         self.root, self.images, self.masks = root, images, masks
         self.image_suffix, self.mask_suffix, self.hold_out = image_suffix, mask_suffix, hold_out
         self.gives = "masks" if self.tasks[0] == Task.INSTANCE else "map"
@@ -115,11 +118,18 @@ class MaskFolders(IndexedReader):
 
     def _look_at(self, path: Path, on_problem: OnProblem) -> None:
         try:
-            empty = not read_mask(path, self.title, None).any()
+            values = mask_values(path, self.title, None)
         except UserError:  # is named when its image is loaded
             return
-        if empty:
+        if not values.any():
             on_problem(f"{path}: no pixel is above 0", benign=True)
+        between = ((values > 0) & (values < values.max(initial=0))).mean() if values.size else 0
+        if between:
+            on_problem(
+                f"{path}: {between:.1%} of its pixels are neither 0 nor {values.max()}, as in JPEG files and masks with"
+                " soft edges: it is cut at half",
+                benign=True,
+            )
 
     def image_path(self, file_name: str) -> Path:
         return self._images / file_name
@@ -128,7 +138,7 @@ class MaskFolders(IndexedReader):
         return [*super().files(index), *(self._masks / name.decode() for name in self.index.packed(index, "file"))]
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
-        image = open_image(self.image_path(self.index.image(index).file_name), self.title)
+        image = open_image(self.image_path(self.index.image(index).file_name), self.title, upright=self.upright)
         labels = self.index.column(index, "label")
         files = self.index.packed(index, "file")
         masks = [read_mask(self._masks / file.decode(), self.title, image.size) for file in files]

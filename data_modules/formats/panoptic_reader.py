@@ -20,7 +20,7 @@ from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
 from dataseg.io.coco import crowd_of
-from dataseg.io.id_map import Runs
+from dataseg.io.id_map import Runs, rows_of_colors
 from dataseg.io.images import EncodedImage, open_image, read_rgb_ids, stated_size
 from dataseg.io.paths import inside
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
@@ -73,7 +73,7 @@ class PanopticReader(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size)
+        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
         labels_path = inside(self._labels, row.labels_name)
         colors = read_rgb_ids(labels_path, self.title, row.size)
         ids = self.index.column(index, "id")
@@ -94,26 +94,6 @@ class PanopticReader(IndexedReader):
         if self.areas == "recounted":
             return recount_areas(target)
         return target if target.areas is None or bool((target.areas != NOT_STATED).all()) else count_missing(target)
-
-
-def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Colour codes -> rows of ``ids_K``, int16 ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
-
-    The highest byte of a code is ignored.
-
-    Raises:
-        UserError: a colour that is not among the ids.
-    """
-    runs = Runs.of(colors_HW)
-    colors = runs.values & np.uint32(_COLORS - 1)
-    order = np.argsort(ids_K)
-    known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
-    place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids
-    unknown = known[place] != colors
-    if unknown.any():
-        wrong = np.unique(colors[unknown]).tolist()
-        raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
-    return runs.filled(np.concatenate([[VOID], order]).astype(np.int16)[place])
 
 
 def count_missing(target: SegmentMap) -> SegmentMap:

@@ -17,6 +17,7 @@ from dataseg.structures import Target, Task, UserError, Vocabulary
 
 TaskName = Literal["semantic", "panoptic", "instance"]
 """A `Task` as it is written in a configuration file."""
+Orientation = Literal["upright", "stored"]
 
 
 class SegmentSizes(NamedTuple):
@@ -44,6 +45,8 @@ class Reader(ABC):
         source: where to get it.
         gives: what its targets are. Boxes can be trained on, not evaluated.
         counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
+        orientation: of images: turned "upright" by their EXIF data, as labelling tools show them, or as "stored",
+            which is what official annotations are drawn on; None = stored for shipped vocabularies, else upright.
         areas: of panoptic segments: as the annotation file states them, or counted in the map.
     """
 
@@ -52,6 +55,7 @@ class Reader(ABC):
     gives: Literal["map", "boxes", "masks"]
     default_tasks: ClassVar[tuple[Task, ...]]
     areas: Literal["stored", "recounted"] = "stored"
+    orientation: Orientation | None = None
 
     def __init__(
         self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
@@ -68,6 +72,12 @@ class Reader(ABC):
         if self._vocabulary is None:
             raise RuntimeError(f"{self.title}: call read_classes() first")
         return self._vocabulary
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned by their EXIF orientation."""
+        chosen = self.orientation or ("stored" if vocabularies.is_shipped(self.vocabulary) else "upright")
+        return chosen == "upright"
 
     def read_classes(self, root: Path) -> None:
         """Take the classes from the files below ``root``, where the configuration leaves them out.

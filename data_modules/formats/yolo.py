@@ -91,10 +91,10 @@ class Yolo(LabellingTool):
             name = path.relative_to(self._images).as_posix()
             if not exists(file):
                 without += 1
-                yield LabelledImage([name], open_image(path, self.title).size, [], str(path))
+                yield LabelledImage([name], open_image(path, self.title, upright=self.upright).size, [], str(path))
                 continue
             with self.record(str(file)):
-                size = open_image(path, self.title).size
+                size = open_image(path, self.title, upright=self.upright).size
                 yield LabelledImage([name], size, list(self._shapes(file, size, by_number)), str(file))
         self.unused("images_without_a_label_file", without)
 

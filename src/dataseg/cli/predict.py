@@ -8,7 +8,7 @@ The model is a run's checkpoint (see `dataseg.deployment.from_run`) or what `dat
 ``<out>/predictions.json`` names its fields as COCO's files do: ``images`` is a list of ``file_name``, ``height``,
 ``width``, ``picture`` and ``segments``; a segment has ``category`` (name), ``category_id``, ``score`` (but for the
 semantic task), ``area``, ``bbox`` (x, y, width, height) and ``segmentation`` (run lengths, for pycocotools.mask), in
-pixels of the image as it is stored: rotation flags (EXIF) are ignored. Pictures leave out instances of low score.
+pixels of the image as it is shown, turned upright by its EXIF orientation. Pictures leave out instances of low score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataseg.checkpoint.load import is_run
 from dataseg.config.instantiate import packages_of
 from dataseg.deployment.from_run import model_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
-from dataseg.io.images import read_picture, write_png
+from dataseg.io.images import open_image, write_png
 from dataseg.io.rle import encode_mask, rle_to_json
 from dataseg.prediction_files import write_json
 from dataseg.structures import SegmentMap, Segments, Task, UserError, Vocabulary
@@ -64,7 +64,7 @@ def predict(
     records, problems = [], []
     for name, path in track(images.items(), "predicting", console=Console(stderr=True), disable=not progress):
         try:
-            image = read_picture(path)
+            image = open_image(path, upright=True).decode()
         except UserError as error:
             problems.append(str(error))
             continue

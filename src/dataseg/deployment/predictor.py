@@ -19,7 +19,7 @@ from dataseg.deployment.network import build_network
 from dataseg.inference.postprocess import PostProcessor
 from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.inference.test_time_augmentation import segment
-from dataseg.io.images import read_picture
+from dataseg.io.images import open_image
 from dataseg.network import SegmentationNetwork
 from dataseg.structures import (
     Batch,
@@ -150,7 +150,8 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: uint8 ``[H, W, 3]``, RGB (array or tensor), or an image file.
+            image: uint8 ``[H, W, 3]``, RGB (array or tensor), or an image file, which is turned upright by its
+                EXIF orientation.
             vocabulary: name of a dataset or vocabulary in the file, a `Vocabulary`, or class names.
             task: semantic, panoptic or instance.
             stuff: if class names are given, which of them (by the first synonym) are stuff; the others are things.
@@ -279,7 +280,7 @@ def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> No
 
 def _pixels(image: Image) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        return read_picture(image)
+        return open_image(Path(image), upright=True).decode()
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise UserError(f"an image must be uint8 [H, W, 3], RGB, got {pixels.dtype} {list(pixels.shape)}")

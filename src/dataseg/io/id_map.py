@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dataseg.structures import VOID, UserError
+
 
 class Runs(NamedTuple):
     """A map ``[H, W]`` as R runs of one value each, row after row.
@@ -35,3 +37,24 @@ class Runs(NamedTuple):
     def filled(self, values_R: NDArray[Any]) -> NDArray[Any]:
         """The map with other values, contiguous ``[H, W]``."""
         return np.repeat(values_R, self.lengths).reshape(self.shape)
+
+
+def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> NDArray[Any]:
+    """Colour codes -> rows of ``ids_K``, ``[H, W]``, values ``0..K-1`` or `VOID` (colour 0).
+
+    int16, or int32 for 32,768 ids and more. The highest byte of a code is ignored.
+
+    Raises:
+        UserError: a colour that is not among the ids.
+    """
+    runs = Runs.of(colors_HW)
+    colors = runs.values & np.uint32((1 << 24) - 1)
+    order = np.argsort(ids_K)
+    known = np.concatenate([[0], ids_K[order]]).astype(np.uint32)  # colour 0 is void
+    place = np.searchsorted(known[1:], colors, side="right")  # 0 where the colour is below all ids
+    unknown = known[place] != colors
+    if unknown.any():
+        wrong = np.unique(colors[unknown]).tolist()
+        raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
+    dtype = np.int16 if len(ids_K) < 1 << 15 else np.int32
+    return runs.filled(np.concatenate([[VOID], order]).astype(dtype)[place])

@@ -22,9 +22,26 @@ from dataseg.structures import UserError
 MAX_PIXELS = 120_000_000
 """Larger images are refused unread: no dataset here comes near (Cityscapes: 2 million)."""
 
+MAX_LABELS = 1 << 16
+"""Label maps hold values below this."""
+
+_JPEG = b"\xff\xd8"
 _TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 # their names notwithstanding: with IMREAD_COLOR_RGB beside them, they are smaller and in colour
+_EXIF = 1 << 16  # bytes at the start of a file that may hold its EXIF data
+_SIDEWAYS = 5  # EXIF's orientations from here on exchange rows and columns
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""EXIF's orientation -> what makes an image upright."""
+
 _PNG_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # PNG's colour types, as kornia-rs names what it makes of them
 
 
@@ -51,26 +68,6 @@ def stated_size(image: dict[str, Any]) -> tuple[int, int]:
     return rows, columns
 
 
-def read_picture(path: Path | str) -> NDArray[np.uint8]:
-    """An image file as uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as in training and evaluation.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the image {path} ({error.strerror or error})") from error
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags) if content else None
-    except cv2.error as error:  # more pixels than OpenCV takes
-        raise UserError(f"{path} is not a readable image ({error.err})") from error
-    if image is None:
-        raise UserError(f"{path} is not a readable image")
-    return image.astype(np.uint8, copy=False)
-
-
 @dataclass(frozen=True)
 class EncodedImage:
     """An image file in memory, checked but not decoded: its size is known before it is chosen how to decode it.
@@ -79,19 +76,22 @@ class EncodedImage:
         content: the file.
         name: dataset and file, for messages.
         header: what the file's first bytes say.
+        orientation: EXIF's, 1..8, by which it is turned; 1 = as it is stored.
     """
 
     content: bytes
     name: str
     header: Header
+    orientation: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W), pixels."""
-        return self.header.size
+        """(H, W), pixels, once turned."""
+        rows, columns = self.header.size
+        return (columns, rows) if self.orientation >= _SIDEWAYS else (rows, columns)
 
     def decode(self, divisor: int = 1) -> ImageArray:
-        """Uint8 ``[H, W, 3]``, RGB. Rotation flags (EXIF) are ignored, as COCO's annotations expect.
+        """Uint8 ``[H, W, 3]``, RGB.
 
         Args:
             divisor: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size, sides rounded up: each pixel stands
@@ -103,69 +103,115 @@ class EncodedImage:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         if self.header.kind == "JPEG":
             flags |= _REDUCED.get(divisor, 0)
-        return _decode(self.content, self.name, flags)
+        image = _decode(self.content, self.name, flags)
+        return image if self.orientation == 1 else np.ascontiguousarray(_TURNS[self.orientation](image))
 
 
-def open_image(path: Path, dataset: str, size: tuple[int, int] | None = None) -> EncodedImage:
+def open_image(
+    path: Path, dataset: str = "", size: tuple[int, int] | None = None, upright: bool = False
+) -> EncodedImage:
     """Read an image file and check its header and its end.
 
     Args:
+        path: the file.
+        dataset: for messages.
         size: (H, W) the annotation file states; None = do not compare.
+        upright: turned as its EXIF orientation says, as viewers and labelling tools show it; else as it is stored,
+            which is what COCO's annotations are drawn on.
 
     Raises:
         UserError: missing, truncated, too large, or of another size; names file and dataset.
     """
-    return encoded_image(_content(path, dataset), f"{dataset}: {path}", size)
+    return encoded_image(_content(path, dataset), _name(path, dataset), size, upright)
 
 
-def encoded_image(content: bytes, what: str, size: tuple[int, int] | None = None) -> EncodedImage:
+def encoded_image(
+    content: bytes, what: str, size: tuple[int, int] | None = None, upright: bool = False
+) -> EncodedImage:
     """`open_image` of a file's bytes; ``what`` names it in messages."""
-    header = _checked(content, what)
-    if size is not None and header.size != tuple(size):
+    image = EncodedImage(content, what, _checked(content, what), _orientation(content, what) if upright else 1)
+    if size is not None and image.size != tuple(size):
         raise UserError(
-            f"{what} is {header.size[0]} x {header.size[1]} (rows x columns), "
-            f"the annotation file says {size[0]} x {size[1]}"
+            f"{what} is {image.size[0]} x {image.size[1]} (rows x columns), "
+            f"the annotation file says {size[0]} x {size[1]}{_orientation_hint(image, tuple(size))}"
         )
-    return EncodedImage(content, what, header)
+    return image
+
+
+def _orientation(content: bytes, what: str) -> int:
+    """EXIF's orientation, 1..8; 1 = stored upright."""
+    if b"Exif" not in content[:_EXIF] and b"eXIf" not in content[:_EXIF]:
+        return 1
+    found = _with_pillow(content, what, lambda image: image.getexif().get(0x0112, 1))
+    return found if found in _TURNS else 1
+
+
+def _orientation_hint(image: EncodedImage, stated: tuple[int, ...]) -> str:
+    """Where EXIF's orientation explains a size that disagrees: what to set."""
+    code = _orientation(image.content, image.name)
+    if code < _SIDEWAYS or stated != image.size[::-1]:
+        return ""
+    other = "stored" if image.orientation > 1 else "upright"
+    return f": its EXIF orientation ({code}) explains that: set orientation: {other}"
 
 
 def read_labels(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
-    """A one-channel label file (PNG or TIFF, 8 or 16 bits), unsigned ``[H, W]``.
-
-    Raises:
-        UserError: as `open_image`, or more than one channel.
-    """
-    return decode_labels(_content(path, dataset), f"{dataset}: {path}", size)
-
-
-def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
-    """`read_labels` of a file's bytes."""
-    labels = _decode_map(content, what, size)
-    if labels.ndim != 2 or labels.dtype.kind != "u":
-        raise UserError(f"{what} is not a label map: it has channels or signs, {labels.dtype} {labels.shape}")
-    return labels
-
-
-def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
-    """A mask file, bool ``[H, W]``: True where any channel, of a palette's colours too, is above 0.
+    """A label file (PNG or TIFF), unsigned ``[H, W]``: one channel of whole numbers below 65,536, or equal channels.
 
     Transparency is left out.
 
     Raises:
+        UserError: as `open_image`; or classes stored as colours, fractions, negative numbers, or a JPEG.
+    """
+    return decode_labels(_content(path, dataset), _name(path, dataset), size)
+
+
+def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """`read_labels` of a file's bytes."""
+    if content.startswith(_JPEG):
+        raise UserError(f"{what} is not a label map: a JPEG changes values; write PNG files from the original labels")
+    labels = _decode_map(content, what, size)
+    if labels.ndim == 3:
+        if (labels != labels[..., :1]).any():
+            raise UserError(
+                f"{what} is not a label map: it has channels that differ, so classes are stored as colours; write one"
+                " number a pixel, the class's id"
+            )
+        labels = labels[..., 0]
+    if labels.dtype.kind not in "ui" or (labels.size and not 0 <= labels.min() <= labels.max() < MAX_LABELS):
+        raise UserError(
+            f"{what} is not a label map: it holds {labels.dtype} values {labels.min()}..{labels.max()}, wanted are"
+            f" whole numbers 0..{MAX_LABELS - 1}"
+        )
+    return labels if labels.dtype.kind == "u" else labels.astype(np.uint16)
+
+
+def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """A mask file, bool ``[H, W]``: True above half of its largest value.
+
+    The brightest channel counts, of a palette's colours too. Transparency is left out.
+
+    Raises:
         UserError: as `open_image`.
     """
-    values = _decode_map(_content(path, dataset), f"{dataset}: {path}", size, indices=False)
-    inside: NDArray[np.bool_] = np.any(np.atleast_3d(values), axis=2)
-    return inside
+    values = mask_values(path, dataset, size)
+    return values > (values.max() / 2 if values.size else 0)
 
 
-def read_rgb_ids(path: Path, dataset: str, size: tuple[int, int]) -> NDArray[np.uint32]:
+def mask_values(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """What `read_mask` cuts, ``[H, W]``, of the file's type."""
+    values = _decode_map(_content(path, dataset), _name(path, dataset), size, indices=False)
+    brightest: NDArray[Any] = values.max(axis=2) if values.ndim == 3 else values
+    return brightest
+
+
+def read_rgb_ids(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.uint32]:
     """A panoptic PNG: R + 256 G + 65536 B, uint32 ``[H, W]``; the highest byte means nothing.
 
     Raises:
         UserError: as `open_image`, or not three channels.
     """
-    return decode_rgb_ids(_content(path, dataset), f"{dataset}: {path}", size)
+    return decode_rgb_ids(_content(path, dataset), _name(path, dataset), size)
 
 
 def decode_rgb_ids(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[np.uint32]:
@@ -182,7 +228,11 @@ def _content(path: Path, dataset: str) -> bytes:
     try:
         return read_bytes(path)
     except OSError as error:
-        raise UserError(f"{dataset}: cannot read {path} ({error.strerror or error})") from error
+        raise UserError(f"{_name(path, dataset)}: cannot be read ({error.strerror or error})") from error
+
+
+def _name(path: Path, dataset: str) -> str:
+    return f"{dataset}: {path}" if dataset else str(path)
 
 
 def _decode_map(content: bytes, what: str, size: tuple[int, int] | None, indices: bool = True) -> NDArray[Any]:
@@ -265,7 +315,7 @@ def read_header(content: bytes) -> Header | None:
         ends = content[-8:-4] == b"IEND"
         mode = _PNG_MODES.get(color, "") if bits == 8 and ends else ""
         return Header("PNG", (rows, columns), color == 3, ends, step, mode)
-    if content.startswith(b"\xff\xd8"):
+    if content.startswith(_JPEG):
         return _jpeg_header(content)
     return None
 
@@ -287,19 +337,6 @@ def _jpeg_header(content: bytes) -> Header | None:
 
 ImageArray = NDArray[np.uint8]
 """Uint8 ``[H, W, 3]``, RGB."""
-
-
-def open_pixels(path: Path) -> NDArray[Any]:
-    """Pixels of a PNG or TIFF, ``[H, W]`` or ``[H, W, channels]``; palette files give their indices.
-
-    Raises:
-        UserError: missing or broken.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
 
 
 def write_png(path: Path, pixels: NDArray[Any]) -> None:

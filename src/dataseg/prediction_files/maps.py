@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataseg.io.images import open_pixels
+from dataseg.io.coco import named
+from dataseg.io.id_map import Runs, rows_of_colors
+from dataseg.io.images import MAX_LABELS, read_labels, read_rgb_ids
 from dataseg.io.json_files import field_of, read_json, records_of
 from dataseg.prediction_files.files import shift_hint
 from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
@@ -100,21 +102,10 @@ class PanopticFiles:
 
     def _rows(self, png: Path, numbers: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Ids int32 ``[H, W]``, and which segments have a pixel."""
-        pixels = open_pixels(png)
-        if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] < 3:
-            raise UserError(
-                f"{png}: a panoptic PNG has three 8-bit channels, this one is {pixels.dtype} {pixels.shape}"
-            )
-        wide = pixels.astype(np.int32)
-        colors = wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
-        table = np.zeros(COLORS, dtype=np.int32)  # 0 = not listed; only the pages of these colours are ever touched
-        table[0] = 2 + VOID
-        table[numbers] = np.arange(2, len(numbers) + 2)
-        rows: NDArray[np.int32] = table[colors] - 2
-        if rows.size and rows.min() < VOID:
-            unknown = np.unique(colors[rows < VOID])[:5].tolist()
-            raise UserError(f"{png}: segment ids {unknown} are not listed in {self.path}")
-        return rows, np.bincount(rows.ravel() + 1, minlength=len(numbers) + 1)[1:] > 0
+        with named(f"{png} (listed in {self.path})"):
+            rows = rows_of_colors(read_rgb_ids(png, "", None), numbers)
+        counts = Runs.of(rows).pixels(len(numbers))
+        return rows.astype(np.int32), counts > 0
 
 
 @dataclass
@@ -143,7 +134,7 @@ class LabelFiles:
             if image_id in self.files:
                 raise UserError(f"{path} and {self.files[image_id]} are label maps of one image")
             self.files[image_id] = path
-        self._table = np.full(2**16, VOID - 1, dtype=np.int64)
+        self._table = np.full(MAX_LABELS, VOID - 1, dtype=np.int64)
         for label, spec in enumerate(self.vocabulary.classes):
             value = spec.id - self.id_shift
             if 0 <= value < len(self._table):
@@ -169,14 +160,8 @@ class LabelFiles:
         if image_id not in self.files:
             raise UserError(f"{self.folder}: no label map for image {image_id} (looked for {image_id}.png)")
         path = self.files[image_id]
-        values = open_pixels(path)
-        if values.ndim != 2 or values.dtype.kind not in "bui":
-            raise UserError(
-                f"{path}: a label map has one channel of integers, this one is {values.dtype} {values.shape}"
-            )
-        if values.size and not 0 <= values.min() <= values.max() < len(self._table):
-            raise UserError(f"{path}: values {values.min()}..{values.max()}, label maps hold 0..{len(self._table) - 1}")
-        classes = self._table[values.astype(np.int64)]
+        values = read_labels(path, "", None)
+        classes = self._table[values]
         if classes.size and classes.min() < VOID:
             unknown = np.unique(values[classes < VOID])[:5].tolist()
             raise UserError(

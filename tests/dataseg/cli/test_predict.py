@@ -14,7 +14,7 @@ from tiny_model import PETS, make_model
 import dataseg
 from dataseg.cli import predict
 from dataseg.deployment.model_file import write_model
-from dataseg.io.images import read_picture
+from dataseg.io.images import open_image
 from dataseg.structures import InstanceMasks, SegmentMap, Task
 from dataseg.visualization.overlay import draw
 
@@ -62,7 +62,7 @@ def test_as_the_predictor(model, photos, tmp_path, task, capsys):
     predictor, count = dataseg.load(model), 0
     for record, name in zip(content["images"], ("a.png", "more/a.JPG"), strict=True):
         segments = predictor(photos / name, "home", task)
-        image = read_picture(photos / name)
+        image = open_image(photos / name).decode()
         assert record["file_name"] == name
         assert (record["height"], record["width"]) == image.shape[:2]
         assert len(record["segments"]) == len(segments) > 0
@@ -79,7 +79,7 @@ def test_as_the_predictor(model, photos, tmp_path, task, capsys):
                 assert found.keys() == FIELDS
             else:
                 assert found["score"] == segments.scores[k].item()
-        picture = read_picture(out / record["picture"])
+        picture = open_image(out / record["picture"]).decode()
         assert picture.shape == image.shape
         if not isinstance(segments, InstanceMasks):
             assert np.array_equal(picture, draw(image, segments, PETS, is_prediction=True))
