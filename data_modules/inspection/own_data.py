@@ -31,7 +31,7 @@ from data_modules.inspection.statistics import describe
 from data_modules.layout import MissingDataError
 from data_modules.vocabularies import OwnClass
 from dataseg.io.atomic import write_text
-from dataseg.io.images import open_pixels
+from dataseg.io.images import read_labels
 from dataseg.io.json_files import read_json
 from dataseg.io.paths import IMAGE_SUFFIXES, list_images, read_bytes, walk
 from dataseg.io.xml_files import read_xml
@@ -191,8 +191,10 @@ def _is_label_map(folder: Path, place: str, names: list[str]) -> bool:
     first = next(name for name in names if str(PurePosixPath(name).parent) == place)
     if PurePosixPath(first).suffix.lower() not in (".png", ".tif", ".tiff"):
         return False
-    pixels = open_pixels(folder / first)
-    return pixels.ndim == 2 and len(np.unique(pixels)) <= MAX_CLASSES
+    try:
+        return len(np.unique(read_labels(folder / first, "", None))) <= MAX_CLASSES
+    except UserError:  # photographs, or a file that its reader will name
+        return False
 
 
 # -------------------------------------------------------------------------------------------------- readers
@@ -292,7 +294,9 @@ def _named_classes(folder: Path, found: Found) -> list[OwnClass] | None:
     """Of the forms whose files list none."""
     if found.kind == "LabelMaps":
         place = folder / found.arguments["annotations"]
-        values = sorted({int(v) for name in list_images(place) for v in np.unique(open_pixels(place / name))} - {255})
+        values = sorted(
+            {int(v) for name in list_images(place) for v in np.unique(read_labels(place / name, "", None))} - {255}
+        )
         return [OwnClass(f"class {value}", value, "stuff") for value in values]
     if found.kind == "MaskFolders":
         stems = {PurePosixPath(name).stem for name in walk(folder / found.arguments["masks"])}
