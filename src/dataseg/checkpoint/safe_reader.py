@@ -1,4 +1,7 @@
-"""Reads tensors from files that others wrote, without running anything that stands in them."""
+"""Reads tensors from files that others wrote, without running anything that stands in them.
+
+The unpickler is kept by hand: of detectron2's pickles of arrays, torch.load(weights_only=True) reads none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Decoding images and label maps: every failure is one ValueError that names the file."""
+"""Decoding images and label maps: every failure is one UserError that names the file.
+
+Headers are read by hand: size and completeness of a PNG or JPEG are known without opening it a second time.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 An archive inside an archive works too, as in COCO's panoptic download:
 ``panoptic_annotations_trainval2017.zip/annotations/panoptic_val2017.zip/panoptic_val2017/000000000139.png``.
+Kept by hand: zipfile seeks in one shared position and holds an object for each of 118,000 members.
 Nothing is unpacked. Reads give their position with every call, so loading processes may share an open archive.
 """
 
