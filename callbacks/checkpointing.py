@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,9 +17,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dataseg.checkpoint.files import BEST, FOLDER, LAST, link, step_files, step_path
+from callbacks.preemption import Preempted, StopSignals
+from dataseg.checkpoint.files import BEST, LAST, link, step_files, step_path
 from dataseg.checkpoint.io import DurableCheckpointIO
-from dataseg.checkpoint.resume import Preempted
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.checkpoint.validate import not_finite
 from dataseg.io.atomic import put_in_place, remove, replacing, sync_folder
 from dataseg.structures import UserError
@@ -77,8 +75,7 @@ class Checkpoints(Checkpoint):
         self._saved: int | None = None
         self._saved_at = 0.0
         self._failures = 0
-        self._signal: int | None = None
-        self._interrupt: Any = None  # what Ctrl-C did before the run
+        self._signals = StopSignals()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": list(self._best) if self._best else None}
@@ -94,7 +91,7 @@ class Checkpoints(Checkpoint):
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         if stage != "fit":
             return
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+        self._folder = RunFolder.of(trainer).checkpoints
         self.best_model_path = str(self._folder / BEST) if (self._folder / BEST).exists() else ""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +99,11 @@ class Checkpoints(Checkpoint):
                 remove(leftover)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take_signals()
+        self._signals.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
-        self._take_signals()
+        self._signals.listen()
         if not (self._folder / BEST).exists():  # resumed into another folder: the best of the old one stays there
             self._best = None
         self._step = trainer.global_step
@@ -167,39 +164,25 @@ class Checkpoints(Checkpoint):
 
     # --------------------------------------------------------------------------------------------------- stopping
 
-    def _take_signals(self) -> None:
-        """Only note what came in. Lightning's own handler sends to other ranks from within, amid other transfers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                before = signal.signal(number, self._note)
-                if number == signal.SIGINT and before != self._note:
-                    self._interrupt = before
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal == number:  # Ctrl-C once more: at once
-            raise KeyboardInterrupt
-        self._signal = number
-
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._interrupt is not None:
-            signal.signal(signal.SIGINT, self._interrupt)
-            self._interrupt = None
+        self._signals.restore_interrupt()
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether by the first rank's clock a checkpoint is due."""
         limit = 60 * self.every_n_minutes
         late = bool(limit) and trainer.is_global_zero and time.monotonic() - self._saved_at >= limit
-        flags = torch.tensor([self._signal is not None, late], dtype=torch.int32, device=trainer.strategy.root_device)
+        own = [self._signals.received is not None, late]
+        flags = torch.tensor(own, dtype=torch.int32, device=trainer.strategy.root_device)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         asked, late = (bool(flag) for flag in flags.tolist())
         return asked, late
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        name = signal.Signals(self._signal).name if self._signal else "another rank"
         if trainer.is_global_zero:
             where = f"checkpoint of step {self._saved} in {self._folder}" if self._saved else "no step was finished"
-            log.warning("stopped by %s at step %d of %d (%s)", name, trainer.global_step, trainer.max_steps, where)
+            sender = self._signals.sender
+            log.warning("stopped by %s at step %d of %d (%s)", sender, trainer.global_step, trainer.max_steps, where)
         raise Preempted(0)
 
     # ----------------------------------------------------------------------------------------------------- saving

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.evaluation import Evaluation
-from dataseg.checkpoint.files import PROGRESS
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.io.atomic import write_text
 from dataseg.io.json_files import write_json
 from dataseg.structures import DatasetSpec, Task
@@ -67,7 +67,7 @@ class RunRecord(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
-        self._progress = None if folder is None or not trainer.is_global_zero else Path(folder) / PROGRESS
+        self._progress = None if folder is None or not trainer.is_global_zero else RunFolder(Path(folder)).progress
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,7 +102,7 @@ class RunRecord(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # asked on every rank, as above
-        self._file = None if folder is None else Path(folder) / "metrics.json"
+        self._file = None if folder is None else RunFolder(Path(folder)).metrics
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print_table(trainer)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.structures import Batch, UserError
 from dataseg.training.replay_file import write_replay
 
@@ -105,8 +106,7 @@ class NonFiniteGuard(pl.Callback):
 
     @staticmethod
     def _file(trainer: pl.Trainer) -> Path:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "replay"
-        return folder / f"step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
+        return RunFolder.of(trainer).replay / f"step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.prediction_files import Writer, writer_for
 from dataseg.structures import Batch, Segments, Task, UserError
 from dataseg.training.module import CoTrainedSegmenter
@@ -41,7 +42,7 @@ class Submissions(pl.Callback):
         self._writers = {}
         if trainer.state.fn == TrainerFn.FITTING:
             return
-        folder = self.folder or (None if trainer.log_dir is None else Path(trainer.log_dir) / "submissions")
+        folder = self.folder or (None if trainer.log_dir is None else RunFolder.of(trainer).submissions)
         if folder is None:
             raise UserError(
                 "callbacks.Submissions needs a folder, as this run has no logger and so no folder of its own"

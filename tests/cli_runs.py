@@ -156,18 +156,16 @@ def _run(args: list[str], output: str, environment: dict[str, str]) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     torch.set_num_threads(1)
-    from dataseg.cli.co_training import main
+    from dataseg.cli.__main__ import main
 
     try:
-        main(args)
+        status = main(args)
     except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code)
-        os._exit(stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1)
+        status = stop.code
     except BaseException:
         traceback.print_exc()
-        os._exit(70)
-    os._exit(0)
+        status = 70
+    os._exit(status)
 
 
 def start(args: list[str], output: Path, environment: dict[str, str] | None = None):

@@ -90,7 +90,7 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        return self.runs / "mini_all" / "test" / files.FOLDER
+        return self.runs / "mini_all" / "test" / "checkpoints"
 
     def begin(self, *options: str, suite: Path | None = None):
         extra = [o for o in options if o.startswith("--trainer.callbacks+=")]

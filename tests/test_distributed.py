@@ -190,7 +190,7 @@ def stopped_and_resumed(suite: Path, base: Path, first: list[str], then: list[st
 
 
 def checkpoint(base: Path) -> Path:
-    return files.step_path(base / "runs" / "mini_all" / "test" / files.FOLDER, STEPS)
+    return files.step_path(base / "runs" / "mini_all" / "test" / "checkpoints", STEPS)
 
 
 def weights(base: Path) -> dict[str, torch.Tensor]:
@@ -324,7 +324,7 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
                 -3000:
             ]  # torchrun itself ends with an error after a signal, whatever its processes do
             assert "Traceback" not in text
-        saved = max(files.step_files(tmp_path / "runs" / "mini_all" / "test" / files.FOLDER))
+        saved = max(files.step_files(tmp_path / "runs" / "mini_all" / "test" / "checkpoints"))
         assert 3 <= saved < 40
         again = subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=120, check=False)
     assert again.returncode == 0, (tmp_path / "output").read_text()[-3000:]

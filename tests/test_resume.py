@@ -22,7 +22,7 @@ def suite(tmp_path_factory) -> Path:
 
 
 def folder_of(runs: Path) -> Path:
-    return runs / "mini_all" / "test" / files.FOLDER
+    return runs / "mini_all" / "test" / "checkpoints"
 
 
 def by_batch(trace: list[dict]) -> dict[int, dict]:

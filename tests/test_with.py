@@ -9,8 +9,7 @@ from cli_runs import ROOT, SMALL
 
 import dataseg
 from data_modules.mini import MiniSpec, ensure
-from dataseg.cli import export
-from dataseg.cli.co_training import main
+from dataseg.cli import co_training, export
 from dataseg.structures import UserError
 
 OVERLAYS = sorted(path.stem for path in (ROOT / "conf" / "with").glob("*.yaml"))
@@ -44,7 +43,7 @@ def _in_the_project(monkeypatch):
 
 
 def run(suite: Path, runs: Path, overlays: list[str], *more: str, verb: str = "fit"):
-    return main(
+    return co_training.run(
         [
             verb,
             f"--config={ROOT / 'conf' / 'base.yaml'}",
@@ -227,5 +226,5 @@ def test_other_data_sets_are_evaluated(own_vectors, suite, tmp_path, caplog):
 @pytest.mark.parametrize("option", ["classifier=learnt", "background=separate"])
 def test_a_linear_classifier_has_no_vocabularies(option, suite, tmp_path):
     linear = '{"class_path": "dataseg.network.LinearClassifier", "init_args": {"hidden_dim": 32, "num_classes": 3}}'
-    with pytest.raises(SystemExit, match=r"need a TextClassifier as the network's classifier, not LinearClassifier"):
+    with pytest.raises(ValueError, match=r"need a TextClassifier as the network's classifier, not LinearClassifier"):
         run(suite, tmp_path, [], f"--model.network.init_args.classifier={linear}", f"--model.{option}")

@@ -13,6 +13,7 @@ import yaml
 from callbacks.evaluation import TAG, Evaluation
 from callbacks.tensorboard import hparams
 from callbacks.tensorboard.writer import board
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.metrics.by_task import BY_TASK
 from dataseg.structures import DatasetSpec
 from dataseg.training.module import CoTrainedSegmenter
@@ -50,7 +51,7 @@ class Dashboard(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = board(trainer)
-        config = None if writer is None else Path(writer.log_dir) / "config.yaml"
+        config = None if writer is None else RunFolder(Path(writer.log_dir)).config
         if config is None or not config.is_file():
             return
         folder = config.resolve().parent

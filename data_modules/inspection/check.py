@@ -1,4 +1,4 @@
-"""Finds what is wrong with an experiment's data before anything is trained on them.
+"""Find what is wrong with an experiment's data before anything is trained on them.
 
 ``dataseg data-check --config conf/exp/mini_all.yaml --exp mini_all``
 
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_modules.formats.reader import Reader
-from data_modules.inspection.experiment import Experiment, run
+from data_modules.inspection.experiment import Experiment
 from data_modules.inspection.journal import Journal, identity_of, state_of
 from data_modules.inspection.problems import Finding, Problem, SelfScore, examine
 from data_modules.layout import MissingDataError
@@ -252,7 +252,3 @@ def main(args: list[str] | None = None) -> int:
         "workers": (int, 0, "processes; 0 = as in training"),
     }
     return check(Experiment(options, args))
-
-
-if __name__ == "__main__":
-    run(main)

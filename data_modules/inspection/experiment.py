@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from data_modules.co_training import CoTraining
 from data_modules.formats.reader import Reader
 from dataseg.cli.co_training import CoTrainingCLI
-from dataseg.cli.errors import mistake
 from dataseg.structures import UserError
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.training.module import CoTrainedSegmenter
@@ -79,15 +76,3 @@ class Experiment(CoTrainingCLI):
         arguments = config.init_args if hasattr(config, "init_args") else config
         text: TextEmbeddings = parser.instantiate(Namespace(text=arguments)).text  # type: ignore[no-untyped-call]
         return text
-
-
-def run(main: Callable[[], int]) -> None:
-    """Exit with the status that ``main`` returns; a user's mistake (`UserError`) ends in its message and status 1."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        message = mistake(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")

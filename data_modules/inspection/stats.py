@@ -1,4 +1,4 @@
-"""Describes an experiment's datasets on one page: how much of what there is, how large, and what vocabularies share.
+"""Describe an experiment's datasets on one page: their classes, sizes, and what their vocabularies share.
 
 ``dataseg data-stats --config conf/exp/mini_all.yaml --exp mini_all``
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data_modules.inspection.experiment import Experiment, run
+from data_modules.inspection.experiment import Experiment
 from data_modules.inspection.statistics import Statistics, describe
 from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
@@ -68,7 +68,3 @@ def main(args: list[str] | None = None) -> int:
         "similarity": (float, 0.9, "cosine from which two classes are listed as similar"),
     }
     return stats(Experiment(options, args))
-
-
-if __name__ == "__main__":
-    run(main)

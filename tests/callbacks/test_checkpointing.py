@@ -62,14 +62,14 @@ def fit(root: Path, callback: Checkpoints, steps: int = 12, model: Model | None 
 
 
 def names(root: Path) -> set[str]:
-    return {path.name for path in (root / files.FOLDER).iterdir()}
+    return {path.name for path in (root / "checkpoints").iterdir()}
 
 
 def test_last_ones_and_the_best_are_kept(tmp_path):
     callback = Checkpoints(every_n_steps=5, keep_last=2)
     fit(tmp_path, callback)
     assert names(tmp_path) == {"step-11.ckpt", "step-12.ckpt", "last.ckpt", "best.ckpt"}
-    assert os.readlink(tmp_path / files.FOLDER / "last.ckpt") == "step-12.ckpt"
+    assert os.readlink(tmp_path / "checkpoints" / "last.ckpt") == "step-12.ckpt"
     best = torch.load(callback.best_model_path, weights_only=True)
     assert best["global_step"] == 8  # the second of the scores 1, 3, 2
     assert best["callbacks"]["Checkpoints"]["best"] == [3.0, 8]
@@ -88,25 +88,27 @@ def test_time_alone_is_enough(tmp_path):
 
 def test_best_survives_a_resume_with_worse_scores(tmp_path):
     fit(tmp_path, Checkpoints(every_n_steps=5), steps=8)
-    fit(tmp_path, Checkpoints(every_n_steps=5), model=Model(scores=[0.0]), ckpt=tmp_path / files.FOLDER / "step-8.ckpt")
-    best = torch.load(tmp_path / files.FOLDER / "best.ckpt", weights_only=True)
+    fit(
+        tmp_path, Checkpoints(every_n_steps=5), model=Model(scores=[0.0]), ckpt=tmp_path / "checkpoints" / "step-8.ckpt"
+    )
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 8
 
 
 def test_a_run_in_another_folder_has_a_best_of_its_own(tmp_path):
     fit(tmp_path / "a", Checkpoints(every_n_steps=5), steps=8)
-    source = tmp_path / "a" / files.FOLDER / "step-8.ckpt"
+    source = tmp_path / "a" / "checkpoints" / "step-8.ckpt"
     fit(tmp_path / "b", Checkpoints(every_n_steps=5), model=Model(scores=[0.0]), ckpt=source)
-    assert torch.load(tmp_path / "b" / files.FOLDER / "best.ckpt", weights_only=True)["global_step"] == 12
+    assert torch.load(tmp_path / "b" / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 12
 
 
 def test_newer_files_of_an_abandoned_course_are_set_aside(tmp_path, caplog):
     fit(tmp_path, Checkpoints(every_n_steps=5, keep_last=9))
     with caplog.at_level(logging.WARNING):
-        fit(tmp_path, Checkpoints(every_n_steps=5, keep_last=9), steps=6, ckpt=tmp_path / files.FOLDER / "step-5.ckpt")
+        fit(tmp_path, Checkpoints(every_n_steps=5, keep_last=9), steps=6, ckpt=tmp_path / "checkpoints" / "step-5.ckpt")
     assert "step-12.ckpt is newer" in caplog.text
     assert {"step-12.ckpt.old", "step-6.ckpt"} <= names(tmp_path)
-    assert max(files.step_files(tmp_path / files.FOLDER)) == 6
+    assert max(files.step_files(tmp_path / "checkpoints")) == 6
 
 
 @pytest.mark.parametrize("options", [{"val_check_interval": {"minutes": 1}}, {"check_val_every_n_epoch": 1}])
@@ -148,7 +150,7 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"step 2\. Make room and go on with RESUME=auto"):
         fit(tmp_path, Checkpoints(every_n_steps=2), limit_val_batches=0)
     assert names(tmp_path) == {"step-2.ckpt", "last.ckpt"}
-    assert validate.problem_of(tmp_path / files.FOLDER / "step-2.ckpt") is None
+    assert validate.problem_of(tmp_path / "checkpoints" / "step-2.ckpt") is None
 
 
 def test_the_last_checkpoint_is_required(tmp_path, monkeypatch):
@@ -165,7 +167,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
 
     with pytest.raises(UserError, match=r"not finite at step 8 \(layer.weight\)"):
         fit(tmp_path, Checkpoints(every_n_steps=2), model=Broken(), limit_val_batches=0)
-    assert max(files.step_files(tmp_path / files.FOLDER)) == 6
+    assert max(files.step_files(tmp_path / "checkpoints")) == 6
 
 
 # ------------------------------------------------------------------------------------------------ RESUME=auto
@@ -216,7 +218,7 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "empty", "no checkpoint", "code", "nan", "folder"])
 def test_damaged_checkpoints_are_passed_over_with_a_message(experiment, how, caplog):
-    folder = experiment / "a" / files.FOLDER
+    folder = experiment / "a" / "checkpoints"
     damage(folder / "step-9.ckpt", how)
     found = resume.find(experiment, "a")
     assert found is not None
@@ -226,7 +228,7 @@ def test_damaged_checkpoints_are_passed_over_with_a_message(experiment, how, cap
 
 def test_if_all_are_damaged_the_best_is_taken_and_else_the_user_told(tmp_path):
     fit(tmp_path / "a", Checkpoints(every_n_steps=3), steps=9)
-    folder = tmp_path / "a" / files.FOLDER
+    folder = tmp_path / "a" / "checkpoints"
     for path in files.step_files(folder).values():
         path.unlink()
         path.touch()
@@ -240,7 +242,7 @@ def test_if_all_are_damaged_the_best_is_taken_and_else_the_user_told(tmp_path):
 
 
 def test_leftovers_of_a_crash_are_removed(tmp_path):
-    folder = tmp_path / files.FOLDER
+    folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / ".step-4.ckpt.tmp").write_bytes(b"half")
     (folder / ".step-5.ckpt.tmp").mkdir()
@@ -255,4 +257,4 @@ def test_state_is_plain(tmp_path):
 
 def test_fast_dev_run_writes_nothing(tmp_path):
     fit(tmp_path, Checkpoints(), fast_dev_run=True)
-    assert not (tmp_path / files.FOLDER).exists()
+    assert not (tmp_path / "checkpoints").exists()

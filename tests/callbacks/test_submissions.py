@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from callbacks import Submissions
 from data_modules.mini import MiniSpec, ensure
-from dataseg.cli.co_training import main
+from dataseg.cli import co_training
 from dataseg.prediction_files import InstanceResults, LabelFiles, PanopticFiles
 from dataseg.structures import Batch, ClassSpec, DatasetSpec, InstanceMasks, SegmentMap, Task, UserError, Vocabulary
 
@@ -106,7 +106,7 @@ def test_from_the_command_line(tmp_path):
     suite = ensure(
         tmp_path / "mini", MiniSpec(seed=3, size=64, ade=(2, 2), coco=(2, 2), objects365=(2, 2)), progress=False
     )
-    cli = main(
+    cli = co_training.run(
         [
             "validate",
             f"--config={ROOT / 'conf' / 'base.yaml'}",

@@ -1,4 +1,4 @@
-"""Names of a run's checkpoints, and second names for them."""
+"""Names of the checkpoints in a run's folder, and second names for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ import shutil
 from pathlib import Path
 
 from dataseg.io.atomic import replacing, sync_folder
-
-FOLDER = "checkpoints"
-"""Folder of the checkpoints below a run's."""
-
-PROGRESS = "progress.json"
-"""How far a run that goes on is: ``{"step": optimisation steps}``."""
-
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 

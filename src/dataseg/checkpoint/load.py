@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dataseg.checkpoint import consolidate
+from dataseg.checkpoint.fit_report import FitReport
 from dataseg.network import PerVocabularyClassifier, SegmentationNetwork
 from dataseg.structures import UserError
 
@@ -84,17 +85,7 @@ def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
     }
     head = network.classifier
     lacking = head.align(state, "classifier.") if isinstance(head, PerVocabularyClassifier) else []
-    own = network.state_dict()
-    wrong = [f"{name} is missing" for name in own.keys() - state.keys()]
-    wrong += [f"no place for {name}" for name in state.keys() - own.keys()]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if state[name].shape != own[name].shape
-    ]
-    if wrong:
-        shown = "; ".join(sorted(wrong)[:3])
-        raise UserError(f"{path}: of another network than the configuration's, {len(wrong)} tensors differ: {shown}")
+    FitReport.of(state, network.state_dict()).require(path)
     network.load_state_dict(state)
     return lacking
 

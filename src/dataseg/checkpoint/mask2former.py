@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from dataseg.checkpoint.fit_report import FitReport
 from dataseg.checkpoint.safe_reader import read_tensors
 from dataseg.checkpoint.state_dict_adapter import (
     CLASS_HEAD,
@@ -269,19 +270,8 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], network: SegmentationN
     if differences:
         raise UserError(f"{path}: another architecture: {', '.join(differences)}")
     # a frozen norm has no such counter, and published checkpoints have frozen norms
-    missing = sorted(name for name in set(own) - set(tensors) if not name.endswith("num_batches_tracked"))
-    if missing:
-        raise UserError(f"{path}: tensors that the network needs are missing: {_some(missing)}")
-    surplus = sorted(set(tensors) - set(own))
-    if surplus:
-        raise UserError(f"{path}: tensors that the network has no place for: {_some(surplus)}")
-    misshapen = [
-        f"{name} {list(t.shape)} (network: {list(own[name].shape)})"
-        for name, t in tensors.items()
-        if t.shape != own[name].shape
-    ]
-    if misshapen:
-        raise UserError(f"{path}: tensors of another shape: {_some(misshapen)}")
+    needed = {name: t for name, t in own.items() if name in tensors or not name.endswith("num_batches_tracked")}
+    FitReport.of(tensors, needed).require(path)
 
 
 def _some(names: list[str], limit: int = 5) -> str:

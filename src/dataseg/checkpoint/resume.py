@@ -8,15 +8,12 @@ from pathlib import Path
 
 import torch
 
-from dataseg.checkpoint.files import BEST, FOLDER, step_files
+from dataseg.checkpoint.files import BEST, step_files
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.checkpoint.validate import problem_of
 from dataseg.structures import UserError
 
 log = logging.getLogger(__name__)
-
-
-class Preempted(SystemExit):
-    """The run was asked to stop (SIGTERM, SIGUSR1) and can be resumed; ends the process with exit status 0."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def find(experiment: Path, run: str | None) -> Resumption | None:
     run = run or _newest_run(experiment)
     if run is None:
         return None
-    folder = experiment / run / FOLDER
+    folder = RunFolder(experiment / run).checkpoints
     candidates = list(reversed(step_files(folder).items()))
     for step, path in candidates:
         problem = problem_of(path)
@@ -73,12 +70,13 @@ def find(experiment: Path, run: str | None) -> Resumption | None:
 
 def _newest_run(experiment: Path) -> str | None:
     """The run that was written to last, of those that have a checkpoint; newer ones without are named in a warning."""
-    folders = sorted(experiment.glob(f"*/{FOLDER}"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
-    saved = [path for path in folders if step_files(path)]
+    runs = [RunFolder(path) for path in experiment.glob("*") if RunFolder(path).checkpoints.is_dir()]
+    runs.sort(key=lambda run: (run.checkpoints.stat().st_mtime_ns, run.path.name))
+    saved = [run for run in runs if step_files(run.checkpoints)]
     if not saved:
         return None
-    newer = [path.parent.name for path in folders[folders.index(saved[-1]) + 1 :]]
+    chosen = saved[-1].path.name
+    newer = [run.path.name for run in runs[runs.index(saved[-1]) + 1 :]]
     if newer:
-        chosen = saved[-1].parent.name
         log.warning("%s stopped before a checkpoint: going on with %s (RUN=... chooses)", ", ".join(newer), chosen)
-    return saved[-1].parent.name
+    return chosen

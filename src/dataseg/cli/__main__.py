@@ -1,45 +1,63 @@
-"""The console command: ``dataseg <verb> ...`` or ``python -m dataseg.cli <verb> ...``.
-
-Verbs that compute with a network and a data module (fit, validate) are LightningCLI's; each other verb is a module with
-a ``main`` of its own, imported when it is asked for.
-"""
+"""The console command: ``dataseg <verb> ...`` or ``python -m dataseg.cli <verb> ...``."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 VERBS = {
+    "fit": "dataseg.cli.co_training",
+    "validate": "dataseg.cli.co_training",
     "ablation": "dataseg.cli.ablation",
+    "report": "dataseg.cli.report",
+    "export": "dataseg.cli.export",
+    "predict": "dataseg.cli.predict",
+    "score": "dataseg.cli.score",
+    "embed": "dataseg.cli.embed",
+    "merge-shards": "dataseg.cli.merge_shards",
+    "replay": "dataseg.cli.replay",
     "data-check": "data_modules.inspection.check",
     "data-stats": "data_modules.inspection.stats",
     "own-data": "data_modules.inspection.own_data",
-    "embed": "dataseg.cli.embed",
-    "export": "dataseg.cli.export",
-    "merge-shards": "dataseg.cli.merge_shards",
-    "mini": "data_modules.mini.__main__",
-    "predict": "dataseg.cli.predict",
-    "replay": "dataseg.cli.replay",
-    "report": "dataseg.cli.report",
-    "score": "dataseg.cli.score",
+    "mini": "data_modules.mini.command",
 }
-"""Module of each verb. By name: this package imports no data module."""
+"""Module of each verb, whose ``main`` takes the arguments. By name: this package imports no data module."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status, see `dataseg.cli.errors`."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in VERBS:
-        return int(importlib.import_module(VERBS[verb]).main(rest) or 0)
-    from dataseg.cli.co_training import main as run
-
     if verb in ("-h", "--help"):
-        print(f"verbs: fit, validate (below), {', '.join(sorted(VERBS))}\n")
-    run([verb, *rest])
-    return 0
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        print(f"error: there is no verb {verb!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    from dataseg.cli.errors import exit_status  # not at the top: help needs no torch
+
+    # fit and validate are sub-commands of one command line
+    shared = [verb] if list(VERBS.values()).count(VERBS[verb]) > 1 else []
+    return exit_status(lambda: importlib.import_module(VERBS[verb]).main([*shared, *rest]))
+
+
+def usage() -> str:
+    """All verbs, each with the first line of its module's docstring; the modules are not imported."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {_first_line(module)}" for verb, module in VERBS.items()]
+    return "\n".join(["usage: dataseg <verb> ...    (dataseg <verb> --help tells more)", "", *lines])
+
+
+def _first_line(module: str) -> str:
+    package, *parts = module.split(".")
+    (folder, *_) = getattr(find_spec(package), "submodule_search_locations")  # noqa: B009
+    source = Path(folder, *parts).with_suffix(".py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

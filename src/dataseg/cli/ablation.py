@@ -21,7 +21,7 @@ from dataseg.structures import UserError
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 if all runs are done, 1 if some failed, 130 if it was stopped."""
+    """Command line; the exit status is 0 if all runs are done, 1 if some failed."""
     parser = argparse.ArgumentParser(prog="dataseg ablation", description=__doc__.splitlines()[0])
     parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each row, from 0")
@@ -30,20 +30,14 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="print the commands only")
     parser.add_argument("--machines", type=int, default=1, help="with --dry: share the commands out")
     options, overrides = parser.parse_known_args(args)
-    try:
-        if options.machines < 1 or options.parallel < 0:
-            raise UserError(f"MACHINES and PARALLEL must be positive, got {options.machines} and {options.parallel}")
-        suite = load(options.suite)
-        jobs = jobs_of(suite, options.seeds, options.runs, overrides)
-        if options.dry:
-            print(commands(jobs, options.machines))
-            return 0
-        return 0 if Runner(suite, options.parallel or default_parallel(), Console(soft_wrap=True)).run(jobs) else 1
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
-        return 130
+    if options.machines < 1 or options.parallel < 0:
+        raise UserError(f"MACHINES and PARALLEL must be positive, got {options.machines} and {options.parallel}")
+    suite = load(options.suite)
+    jobs = jobs_of(suite, options.seeds, options.runs, overrides)
+    if options.dry:
+        print(commands(jobs, options.machines))
+        return 0
+    return 0 if Runner(suite, options.parallel or default_parallel(), Console(soft_wrap=True)).run(jobs) else 1
 
 
 def commands(jobs: Sequence[Job], machines: int) -> str:
@@ -58,7 +52,3 @@ def commands(jobs: Sequence[Job], machines: int) -> str:
         lines.append(f"# machine {number} of {machines}: {len(share)} runs, {sum(job.steps for job in share):,} steps")
         lines += [shlex.join([python, *job.command[1:]]) for job in share]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

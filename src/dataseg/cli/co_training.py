@@ -1,12 +1,12 @@
-"""The command line: LightningCLI over `CoTrainedSegmenter` and a data module.
+"""Train an experiment (fit) or evaluate a checkpoint (validate).
 
-``dataseg fit --config conf/exp/mini_all.yaml [--config conf/with/OVERLAY.yaml] [--exp NAME --run NAME] [overrides]``
+LightningCLI over `CoTrainedSegmenter` and a data module::
+
+    dataseg fit --config conf/exp/mini_all.yaml [--config conf/with/OVERLAY.yaml] [--exp NAME --run NAME] [overrides]
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from dataseg.checkpoint import files, resume
 from dataseg.checkpoint.consolidate import MAKE_WHOLE
 from dataseg.checkpoint.load import require_checkpoint
-from dataseg.cli.errors import mistake
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config import extends as config_files
 from dataseg.config.diff import ABOUT_THE_RUN, differences
 from dataseg.config.renamed import with_current_names
@@ -108,7 +108,7 @@ class CoTrainingCLI(LightningCLI):
     def _resume(self) -> None:
         config = self.config[self.subcommand]
         if config.resume is None:
-            own = config.runs / config.exp / (config.run or "") / files.FOLDER
+            own = RunFolder(config.runs / config.exp / (config.run or "")).checkpoints
             if config.run and files.step_files(own):
                 raise UserError(
                     f"{own} has the checkpoints of an earlier run: RESUME=auto goes on, or take another RUN"
@@ -116,10 +116,10 @@ class CoTrainingCLI(LightningCLI):
             return
         if config.resume != "auto":
             config.ckpt_path = config.resume
-            source = Path(config.resume).absolute().parents
             self._require_whole(Path(config.resume))
-            if len(source) > 2 and source[0].name == files.FOLDER and source[2].name != config.exp:
-                rank_zero_warn(f"resuming a run of {source[2].name} with the data and settings of {config.exp}")
+            source = RunFolder.of_file(Path(config.resume))
+            if source.checkpoints == Path(config.resume).absolute().parent and source.experiment != config.exp:
+                rank_zero_warn(f"resuming a run of {source.experiment} with the data and settings of {config.exp}")
             return
         found = resume.find(config.runs / config.exp, config.run)
         if found is None:
@@ -132,9 +132,9 @@ class CoTrainingCLI(LightningCLI):
         then, now = self._configs(found.checkpoint)
         changes = differences([then, now], ABOUT_THE_RUN - {"seed_everything"} | {_FETCHED}) if then else {}
         if changes:
-            old = config.runs / config.exp / found.run / "config.yaml"
-            kept = old.with_name(f"config.until_step_{found.step}.yaml")
-            rank_zero_only(shutil.copy2)(old, kept)
+            run = RunFolder.of_file(found.checkpoint)
+            kept = run.earlier_config(found.step)
+            rank_zero_only(shutil.copy2)(run.config, kept)
             rank_zero_warn(f"going on with other settings than before, which {kept} keeps: {_listed(changes)}")
 
     def _require_whole(self, checkpoint: Path) -> None:
@@ -155,9 +155,8 @@ class CoTrainingCLI(LightningCLI):
 
     def _configs(self, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Configuration of the run that a checkpoint lies in, empty where that is not known; and of this one."""
-        source = checkpoint.absolute().parent.parent / "config.yaml"
         try:
-            then = yaml.safe_load(source.read_text(encoding="utf-8"))
+            then = yaml.safe_load(RunFolder.of_file(checkpoint).config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             then = None
         now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
@@ -165,7 +164,7 @@ class CoTrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
-        if self.subcommand == "validate" and run is not None and (runs / exp / run / files.FOLDER).exists():
+        if self.subcommand == "validate" and run is not None and RunFolder(runs / exp / run).checkpoints.exists():
             run = f"{run}_eval"  # leaves the training run's scores and configuration as they are
         hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
         logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
@@ -177,34 +176,23 @@ def _listed(changes: dict[str, list[str]]) -> str:
     return "; ".join(f"{key} {now}, was {then}" for key, (then, now) in changes.items())
 
 
-def main(args: ArgsType = None) -> CoTrainingCLI:
-    """Run one sub-command: fit, validate.
+def run(args: ArgsType = None) -> CoTrainingCLI:
+    """Run one sub-command, fit or validate; returns what it has built.
 
-    A user's mistake (`UserError`) or a full disk ends in its message alone and exit status 1.
+    Raises:
+        ValueError: a mistake of the user, see `dataseg.cli.errors`.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
-    try:
-        return CoTrainingCLI(
-            CoTrainedSegmenter,
-            LightningDataModule,
-            subclass_mode_data=True,
-            args=args,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-        )
-    except ValueError as error:
-        message = mistake(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
-            raise
-        first, *rest = str(error).splitlines()
-        shown = "\n".join(rest[:4] + [f"    ... {len(rest) - 4} more"] * (len(rest) > 4))
-        sys.exit(f"error: the checkpoint is of another network than the configuration's. {first}\n{shown}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(f"error: the disk is full{where}. The checkpoints are whole: make room and go on with RESUME=auto")
+    return CoTrainingCLI(
+        CoTrainedSegmenter,
+        LightningDataModule,
+        subclass_mode_data=True,
+        args=args,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def main(args: ArgsType = None) -> int:
+    """Command line; the exit status is 0."""
+    run(args)
+    return 0

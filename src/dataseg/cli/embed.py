@@ -1,4 +1,4 @@
-"""Fill the cache of text embeddings ahead of training, for every vocabulary, and report names that come twice.
+"""Fill the cache of text embeddings ahead of training, and report class names that come twice.
 
     dataseg embed --config conf/exp/r50_all.yaml \
         --vocabularies data_modules/vocabularies/*.json [--model.text.templates=clip]
@@ -10,7 +10,6 @@ vocabulary files. What the cache holds already is not made again. An experiment 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from dataseg.cli.co_training import CoTrainingCLI
 from dataseg.config.instantiate import instantiate
-from dataseg.structures import UserError, Vocabulary
+from dataseg.structures import Vocabulary
 from dataseg.text.cache import read_cache
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.text.overlap import NearNames, by_vocabularies, report_shared_names, shared_within
@@ -125,29 +124,21 @@ def _complete(vocabularies: Sequence[Vocabulary], text: TextEmbeddings) -> list[
 
 
 def main(args: ArgsType = None) -> int:
-    """Command line; returns the exit status, 2 for a user's mistake."""
+    """Command line; the exit status is 0."""
     console = Console()
-    try:
-        cli = EmbedCLI(
-            CoTrainedSegmenter,
-            LightningDataModule,
-            subclass_mode_data=True,
-            args=args,
-            seed_everything_default=0,
-            run=False,
-            save_config_callback=None,
-        )
-        made = fill(cli.text, cli.vocabularies, console)
-        for vocabulary in cli.vocabularies:
-            prompts = sum(len(spec.prompts) for spec in vocabulary.classes)
-            _print(console, f"{vocabulary.name}: {len(vocabulary)} classes, {prompts} names, hash {vocabulary.digest}")
-        _print(console, f"{cli.text.cache}: {made} names added; {cli.text.provenance}")
-        report(cli.vocabularies, cli.text, cli.config.threshold, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cli = EmbedCLI(
+        CoTrainedSegmenter,
+        LightningDataModule,
+        subclass_mode_data=True,
+        args=args,
+        seed_everything_default=0,
+        run=False,
+        save_config_callback=None,
+    )
+    made = fill(cli.text, cli.vocabularies, console)
+    for vocabulary in cli.vocabularies:
+        prompts = sum(len(spec.prompts) for spec in vocabulary.classes)
+        _print(console, f"{vocabulary.name}: {len(vocabulary)} classes, {prompts} names, hash {vocabulary.digest}")
+    _print(console, f"{cli.text.cache}: {made} names added; {cli.text.provenance}")
+    report(cli.vocabularies, cli.text, cli.config.threshold, console)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,49 @@
-"""What the user is told when a command cannot go on."""
+"""The exit status of every verb, and what the user is told when one cannot go on.
+
+0: done. 1: the verb's own "no" (a run failed, an image could not be read, data have errors), or an error that the user
+can mend, told in one line. 2: arguments that cannot be understood. 130: Ctrl-C. Anything else is a mistake of the
+program and keeps its traceback.
+"""
 
 from __future__ import annotations
 
+import errno
+import sys
+from collections.abc import Callable
+
 from dataseg.structures import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a folder or file named in the arguments that cannot be written."""
 
-def mistake(error: BaseException) -> str | None:
-    """What the user is told of an error that goes back to a `UserError`, as jsonargparse's do; None if it does not."""
+
+def exit_status(verb: Callable[[], int]) -> int:
+    """Run a verb and return the status to exit with; an error that the user can mend goes to stderr."""
+    try:
+        return verb()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+def message_of(error: BaseException) -> str | None:
+    """What the user is told; None for an error that is not the user's to mend.
+
+    A `UserError` counts wherever an error goes back to one, as jsonargparse's do.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}: make room. Checkpoints are whole: a run goes on with RESUME=auto"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
-    # from a loading process it comes with that process's traceback before it
-    return None if cause is None else str(cause).rpartition("UserError: ")[2].strip()
+    if cause is not None:  # from a loading process it comes with that process's traceback before it
+        return str(cause).rpartition("UserError: ")[2].strip()
+    return str(error) if isinstance(error, _PLACES) else None

@@ -1,4 +1,4 @@
-"""Turn a training checkpoint into one file that predicts, and on request into programs without our code.
+"""Turn a training checkpoint into one file that predicts; on request also into torch.export's or ONNX.
 
     dataseg export runs/mini_all/version_0/checkpoints/best.ckpt --out model.safetensors
     dataseg export CKPT --program model.pt2 --onnx model.onnx --vocabulary coco
@@ -6,13 +6,13 @@
 
 The checkpoint is a file, or a folder of shards as FSDP and ModelParallel write it. ``config.yaml`` of its run must lie
 beside it or in a folder above. The file holds weights, configuration, vocabularies and their text vectors:
-``dataseg.load(path)`` downloads nothing. Programs are compared with the network before they are handed out.
+``dataseg.load(path)`` downloads nothing. Traced networks (torch.export, ONNX) need none of our code; each is compared
+with the network it comes from before it is written under its name.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,47 +20,43 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dataseg.config.instantiate import packages_of
 from dataseg.deployment import hub
-from dataseg.deployment.from_run import CONFIG, config_of, model_of
-from dataseg.deployment.model_file import ModelFile, write_model
+from dataseg.deployment.from_run import config_of, model_of
+from dataseg.deployment.model_file import write_model
 from dataseg.deployment.predictor import Predictor
 from dataseg.structures import UserError, Vocabulary
 
 
-def write_programs(
-    model: ModelFile, source: str, vocabulary: str | None, program: Path | None, onnx: Path | None
-) -> list[str]:
-    """Write the network as a program, compare it with the network, and say how near it is.
+def write_traced(predictor: Predictor, vocabulary: str | None, program: Path | None, onnx: Path | None) -> list[str]:
+    """Trace a model's network, write it, compare what was written with the network, and say how near it is.
 
     Args:
-        model: whose network.
-        source: for messages.
+        predictor: whose network; on the CPU.
         vocabulary: name of the dataset whose classes are built in; may be left out if there is one vocabulary.
         program: ``.pt2`` file for `torch.export.load`; None = none.
         onnx: file; None = none.
 
     Raises:
-        UserError: no such vocabulary, packages are missing, or a program is not equal to the network.
+        UserError: no such vocabulary, packages are missing, or what was written is not equal to the network.
     """
     from dataseg.deployment import traced
 
-    predictor = Predictor.from_file(model, source, packages=packages_of(model.config))
-    if vocabulary is None and len({v.digest for v in model.vocabularies.values()}) > 1:
-        raise UserError(f"a program has one vocabulary built in: choose one of {sorted(model.vocabularies)}")
-    chosen = predictor.vocabulary(vocabulary or next(iter(model.vocabularies)))
-    exported = traced.export_program(predictor.network, predictor.classes(chosen))
-    lines = [f"takes {exported.images}"]
+    known = predictor.vocabularies
+    if vocabulary is None and len({v.digest for v in known.values()}) > 1:
+        raise UserError(f"a traced network has one vocabulary built in: choose --vocabulary, one of {sorted(known)}")
+    chosen = predictor.vocabulary(vocabulary or next(iter(known)))
+    network = traced.trace(predictor.network, predictor.classes(chosen))
+    lines = [f"takes {network.images}"]
     if program is not None:
         with _checked_first(program) as path:
-            traced.save_program(exported, path, chosen)
+            traced.save_program(network, path, chosen)
             loaded = torch.export.load(path).module()
-            lines += [f"{program}: {result}" for result in traced.check(exported.model, loaded, str(program))]
+            lines += [f"{program}: {result}" for result in traced.compare(network.model, loaded, str(program))]
     if onnx is not None:
         with _checked_first(onnx) as path:
-            traced.save_onnx(exported, path, chosen)
+            traced.save_onnx(network, path, chosen)
             runner = traced.onnx_runner(path)
-            lines += [f"{onnx}: {result}" for result in traced.check(exported.model, runner, str(onnx))]
+            lines += [f"{onnx}: {result}" for result in traced.compare(network.model, runner, str(onnx))]
     return lines
 
 
@@ -79,44 +75,32 @@ def _parser() -> argparse.ArgumentParser:
         prog="dataseg export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="file, or folder of shards")
-    parser.add_argument("--out", type=Path, help=f"file to write; default: {hub.FILE_NAME} beside the run's {CONFIG}")
-    parser.add_argument("--config", type=Path, help=f"the run's {CONFIG}; default: the nearest above the checkpoint")
+    parser.add_argument("--out", type=Path, help=f"file to write; default: {hub.FILE_NAME} in the run's folder")
+    parser.add_argument("--config", type=Path, help="the run's config.yaml; default: the nearest above the checkpoint")
     parser.add_argument("--text-cache", type=Path, help="text vectors; default: as the configuration says")
     parser.add_argument("--vocabularies", type=Path, nargs="*", default=[], help="further *.json files to carry along")
     parser.add_argument("--program", type=Path, help="torch.export's file to write as well, *.pt2")
     parser.add_argument("--onnx", type=Path, help="ONNX file to write as well")
-    parser.add_argument("--vocabulary", help="dataset whose classes are built into these programs")
+    parser.add_argument("--vocabulary", help="dataset whose classes are built into what is traced")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="if that makes a new repository, a private one")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 2 for a user's mistake."""
+    """Command line; the exit status is 0."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
     out: Path = options.out or (options.config or config_of(options.checkpoint)).with_name(hub.FILE_NAME)
     if out.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, got {out}")
     more = [Vocabulary.load(path) for path in options.vocabularies]
-    model = model_of(options.checkpoint, options.config, options.text_cache, more)
+    model, network = model_of(options.checkpoint, options.config, options.text_cache, more)
     write_model(out, model)
     size, names = f"{out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
     print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; datasets: {names}")
     if options.program or options.onnx:
-        source = str(options.checkpoint)
-        print("\n".join(write_programs(model, source, options.vocabulary, options.program, options.onnx)))
+        predictor = Predictor.of(model, network, str(options.checkpoint))
+        print("\n".join(write_traced(predictor, options.vocabulary, options.program, options.onnx)))
     if options.push:
         print(f"pushed: {hub.push(out, options.push, options.private)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 0

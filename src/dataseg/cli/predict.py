@@ -1,4 +1,4 @@
-r"""Predict on images of one's own: a picture of each with its segments, and all segments in one JSON file.
+r"""Predict on images of one's own: an overlay of each, and all segments in one JSON file.
 
     dataseg predict --model runs/mini_all/version_0/checkpoints/best.ckpt --dataset coco \
         --images photos --out predictions
@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import track
 
 from dataseg.checkpoint.load import is_run
-from dataseg.config.instantiate import packages_of
 from dataseg.deployment.from_run import model_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
 from dataseg.io.images import open_image, write_png
@@ -143,8 +142,8 @@ def _load(source: str, names: Vocabulary | None) -> Predictor:
     """A checkpoint's predictor has vectors of further ``names`` made by its run's own encoder."""
     if not is_run(Path(source)):
         return load(source)
-    model = model_of(Path(source), vocabularies=() if names is None else (names,))
-    return Predictor.from_file(model, source, packages=packages_of(model.config))
+    model, network = model_of(Path(source), vocabularies=() if names is None else (names,))
+    return Predictor.of(model, network, source)
 
 
 def _of_data_set(predictor: Predictor, name: str | None) -> Vocabulary:
@@ -180,13 +179,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 1 if images could not be read, 2 for a user's mistake."""
-    options = _parser().parse_args(arguments)
-    try:
-        problems = _run(options)
-    except (UserError, OSError) as error:  # OSError: --out cannot be written, or the disk is full
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line; the exit status is 0, or 1 if images could not be read."""
+    problems = _run(_parser().parse_args(arguments))
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -212,7 +206,3 @@ def _run(options: argparse.Namespace) -> list[str]:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",")] if names else []
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The step at which a run stopped because a loss or gradient was not finite: written down, and run again to look at.
+"""Run a step again whose loss or gradient was not finite.
 
 ``dataseg replay runs/.../replay/step-<n>-rank-<r>.pt [--pdb]``
 """
@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.checkpoint.validate import not_finite
 from dataseg.cli.co_training import CoTrainingCLI
 from dataseg.config.instantiate import without_downloads
@@ -35,7 +36,7 @@ def replay(file: Path, config: Path | None = None) -> bool:
 
     Args:
         file: of `write_replay`.
-        config: the run's; default: ``config.yaml`` two folders up.
+        config: the run's; default: that of the run that the file lies in.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -43,7 +44,7 @@ def replay(file: Path, config: Path | None = None) -> bool:
         RuntimeError: from torch's anomaly detection, if the first such value arises in the backward pass.
     """
     content, weights = _load(file), _load(weights_file(file))
-    module = _module(config or file.parent.parent / "config.yaml")
+    module = _module(config or RunFolder.of_file(file).config)
     module.load_state_dict(weights)
     facts = content["facts"]
     device = torch.device("cuda" if facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
@@ -143,23 +144,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 = everything was finite this time, 1 = it happened again or the files cannot be read."""
-    parser = argparse.ArgumentParser(description="run a step again that was not finite")
+    """Command line; the exit status is 0 if everything was finite this time, 1 if it happened again."""
+    parser = argparse.ArgumentParser(prog="dataseg replay", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--config", type=Path, default=None, help="the run's config.yaml")
     parser.add_argument("--pdb", action="store_true", help="debugger at the place where it arises")
     options = parser.parse_args(args)
     try:
         return 0 if replay(options.file, options.config) else 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except UserError:
+        raise
     except (ArithmeticError, RuntimeError, ValueError) as error:
         print(f"it happened again: {type(error).__name__}: {error}", file=sys.stderr)
         if options.pdb:
             pdb.post_mortem(error.__traceback__)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

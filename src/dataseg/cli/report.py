@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -16,7 +15,6 @@ from dataseg.experiments.report.html import chapters_of, page, save_figures
 from dataseg.experiments.report.markdown import markdown
 from dataseg.experiments.suite import load
 from dataseg.io.atomic import replacing, write_text
-from dataseg.structures import UserError
 
 
 def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
@@ -46,21 +44,14 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with a message for a mistake of the user."""
+    """Command line; the exit status is 0."""
     parser = argparse.ArgumentParser(prog="dataseg report", description=__doc__.splitlines()[0])
     parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--out", type=Path, help="files to write, without suffix; default: <runs>/<suite>/report")
     options = parser.parse_args(args)
-    try:
-        html, md, figures = report(options.suite, options.runs, options.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    html, md, figures = report(options.suite, options.runs, options.out)
     for file in (html, md):
         print(f"written: {file} ({file.stat().st_size / 1e6:.2f} MB)")
     print(f"written: {figures} (every chart as PDF and SVG)")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -195,17 +195,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 2 for a mistake in the input."""
+    """Command line; the exit status is 0."""
     options = vars(_parser().parse_args(arguments))
     task, out, per_class = Task(options.pop("task")), options.pop("out"), options.pop("per_class")
-    try:
-        if options["vocabulary"] is not None:
-            options["vocabulary"] = Vocabulary.load(options["vocabulary"])
-        options |= {name: tuple(options[name]) for name in ("gt_ignore", "pred_ignore")}
-        scores = score(task, Inputs(**options), progress=sys.stderr.isatty())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options["vocabulary"] is not None:
+        options["vocabulary"] = Vocabulary.load(options["vocabulary"])
+    options |= {name: tuple(options[name]) for name in ("gt_ignore", "pred_ignore")}
+    scores = score(task, Inputs(**options), progress=sys.stderr.isatty())
     console = Console()
     report(scores, console, per_class)
     pred: Path = options["pred"]
@@ -214,7 +210,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(out, {**scores.to_json(), "task": str(task), "files": files}, indent=2)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from dataseg.checkpoint.load import read_checkpoint
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config.instantiate import instantiate, packages_of
 from dataseg.deployment.model_file import ModelFile
 from dataseg.deployment.network import build_network, network_weights
 from dataseg.io.json_files import read_json
+from dataseg.network import SegmentationNetwork
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache
 from dataseg.text.embeddings import TextEmbeddings
-
-CONFIG = "config.yaml"
 
 
 def model_of(
@@ -26,8 +26,8 @@ def model_of(
     config: Path | None = None,
     text_cache: Path | None = None,
     vocabularies: Sequence[Vocabulary] = (),
-) -> ModelFile:
-    """Gather all that a model needs; the network is built once to see that everything fits.
+) -> tuple[ModelFile, SegmentationNetwork]:
+    """Gather all that a model needs, and build its network; the checkpoint is read once.
 
     Args:
         checkpoint: file, or folder of shards.
@@ -43,26 +43,32 @@ def model_of(
     settings = _read_config(path)
     weights = network_weights(content.state_dict, str(checkpoint))
     packages = packages_of(settings)  # one's own run is trusted
-    build_network(settings, weights, f"{checkpoint} with {path}", packages)
+    network = build_network(settings, weights, f"{checkpoint} with {path}", packages)
     own = {name: Vocabulary.from_json(record) for name, record in content.vocabularies.items()}
     clash = sorted({v.name for v in vocabularies} & set(own))
     if clash:
         raise UserError(f"vocabularies {clash} have the names of datasets that {checkpoint} was trained on")
     every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
     text = _text_vectors(settings, path, text_cache, list(every.values()))
-    return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step))
+    return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step)), network
 
 
 def config_of(checkpoint: Path) -> Path:
+    """The nearest configuration of a run: in the folder of the checkpoint or the one above, or within its shards.
+
+    Raises:
+        UserError: there is none.
+    """
     absolute = checkpoint.absolute()
     folders = [absolute, *absolute.parents][: 1 + 2] if absolute.is_dir() else list(absolute.parents)[:2]
-    for folder in folders:
-        if (folder / CONFIG).is_file():
-            return folder / CONFIG
+    configs = [RunFolder(folder).config for folder in folders]
+    for config in configs:
+        if config.is_file():
+            return config
     looked = ", ".join(str(folder) for folder in folders)
     raise UserError(
-        f"{checkpoint}: no {CONFIG} of its run in {looked}: copy it there from the machine that trained, or name it"
-        " with --config"
+        f"{checkpoint}: no {configs[0].name} of its run in {looked}: copy it there from the machine that trained, or"
+        " name it with --config"
     )
 
 
@@ -93,7 +99,7 @@ def _text_vectors(
 
 def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
     """Step, figures of that step if the run noted any, and versions."""
-    metrics = config.with_name("metrics.json")
+    metrics = RunFolder(config.parent).metrics
     figures: dict[str, float] = {}
     if metrics.is_file():
         history = read_json(metrics).get("history", [])

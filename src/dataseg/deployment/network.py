@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from dataseg.checkpoint.fit_report import FitReport
 from dataseg.config.instantiate import class_paths, instantiate, without_downloads
 from dataseg.deployment.model_file import NETWORK
 from dataseg.network import LinearClassifier, SegmentationNetwork, TextClassifier, classifier_for
@@ -49,26 +50,9 @@ def build_network(
         own = "classifier."
         state = {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
         network.classifier = classifier_for(network.classifier, state)
-    _load(network, weights, source)
-    return network.eval()
-
-
-def _load(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    own = network.state_dict()
-    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    shapes = [
-        f"{name} {list(weights[name].shape)}, not {list(value.shape)}"
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    problems = [
-        f"{len(names)} tensors {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("are missing", missing), ("are left over", extra), ("have another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise UserError(f"{source}: the weights do not fit the configured network: {'; '.join(problems)}")
+    FitReport.of(weights, network.state_dict()).require(source)
     network.load_state_dict(dict(weights))
+    return network.eval()
 
 
 def network_weights(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

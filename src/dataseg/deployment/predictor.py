@@ -66,7 +66,9 @@ def load(
         UserError: the file is missing, damaged or of something else; or the encoder is of another kind.
     """
     source = _from_hub(str(path)) if str(path).startswith(HUB) else Path(path)
-    return Predictor.from_file(read_model(source), str(path), encoder, tuple(packages)).to(device)
+    model = read_model(source)
+    network = build_network(model.config, model.weights, str(path), tuple(packages))
+    return Predictor.of(model, network, str(path), encoder).to(device)
 
 
 class Predictor:
@@ -107,15 +109,15 @@ class Predictor:
         self._embedded: dict[tuple[str, str], ClassEmbeddings] = {}
 
     @classmethod
-    def from_file(
-        cls, model: ModelFile, source: str, encoder: TextEncoder | None = None, packages: tuple[str, ...] = ()
+    def of(
+        cls, model: ModelFile, network: SegmentationNetwork, source: str, encoder: TextEncoder | None = None
     ) -> Self:
-        """The predictor of a model in memory; ``source`` is for messages."""
+        """The predictor of a model in memory and its network; ``source`` is for messages."""
         section = model.config["model"]
         data = (with_current_names(model.config).get("data") or {}).get("init_args") or {}
         options = section.get("postprocess")
         return cls(
-            build_network(model.config, model.weights, source, packages),
+            network,
             model.vocabularies,
             model.text,
             instantiate(ResizeShortestEdge, data.get("eval_transform") or {}, f"{source}: data.eval_transform"),

@@ -1,6 +1,6 @@
-"""The network as a program that needs none of our code: `torch.export` and ONNX, for any batch and image size.
+"""The network traced for use without our code: `torch.export` and ONNX, for any batch and image size.
 
-A program has one vocabulary built in. It takes RGB images of any size and pads them itself, as evaluation does.
+A traced network has one vocabulary built in. It takes RGB images of any size and pads them itself, as evaluation does.
 
 Shape legend: B = batch, H, W = image rows, columns, h, w = 8 * ceil(H / 32), 8 * ceil(W / 32), Q = queries,
 C = classes of the vocabulary.
@@ -39,13 +39,13 @@ since 16."""
 TRACED = (2, 3, 288, 352)
 """Shape of the images that the network is traced with."""
 CHECKED = ((1, 3, 288, 352), (3, 3, 257, 415), (2, 3, 321, 290))
-"""Shapes that a program is compared with the network on; odd sizes are rounded up where it asks for that."""
+"""Shapes that a traced network is compared with the network on; odd sizes are rounded up where it asks for that."""
 MIN_BLOCKS, MAX_BLOCKS = 8, 256
-"""Bounds of ceil(H / 32) and ceil(W / 32): Swin is another program where a map is one window wide."""
+"""Bounds of ceil(H / 32) and ceil(W / 32): Swin computes otherwise where a map is one window wide."""
 TOLERANCE = 1e-3
-"""Largest mean difference between a program's logits and the network's.
+"""Largest mean difference between a traced network's logits and the network's.
 
-Not the largest difference: where a mask logit is 0 but for rounding, masked attention sees a pixel in one program and
+Not the largest difference: where a mask logit is 0 but for rounding, masked attention sees a pixel in one of them and
 not in the other, and a whole query may differ by more than rounding.
 """
 
@@ -93,8 +93,8 @@ class FixedVocabulary(nn.Module):
 
 
 @dataclass(frozen=True)
-class Check:
-    """How far a program's logits are from the network's.
+class Difference:
+    """How far a traced network's logits are from the network's.
 
     Attributes:
         shape: of the images.
@@ -116,15 +116,15 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Program:
+class TracedNetwork:
     """A network traced for any batch and size.
 
     Attributes:
-        exported: the program.
+        program: what torch.export made.
         model: what was traced.
     """
 
-    exported: ExportedProgram
+    program: ExportedProgram
     model: FixedVocabulary
 
     @property
@@ -138,8 +138,8 @@ class Program:
 
 
 @torch.no_grad()
-def export_program(network: SegmentationNetwork, classes: ClassEmbeddings) -> Program:
-    """`torch.export` for any batch and size; for multiples of 32 where the backbone allows the exporter no more (Swin).
+def trace(network: SegmentationNetwork, classes: ClassEmbeddings) -> TracedNetwork:
+    """Trace for any batch and size; for multiples of 32 where the backbone allows the exporter no more (Swin).
 
     Args:
         network: on the CPU.
@@ -149,26 +149,26 @@ def export_program(network: SegmentationNetwork, classes: ClassEmbeddings) -> Pr
     model = FixedVocabulary(network, classes).eval()
     try:
         low, high = DIVISOR * (MIN_BLOCKS - 1) + 1, DIVISOR * MAX_BLOCKS
-        return Program(_trace(model, *(Dim(name, min=low, max=high) for name in ("rows", "columns"))), model)
-    except (RuntimeError, ValueError) as error:  # the exporter cannot prove that one program serves all sizes
+        return TracedNetwork(_export(model, *(Dim(name, min=low, max=high) for name in ("rows", "columns"))), model)
+    except (RuntimeError, ValueError) as error:  # the exporter cannot prove that one graph serves all sizes
         log.info("not exported for any size (%s): for multiples of %d", str(error).split("\n")[0], DIVISOR)
     model = FixedVocabulary(network, classes, any_size=False).eval()
     blocks = (Dim(name, min=MIN_BLOCKS, max=MAX_BLOCKS) for name in ("rows", "columns"))
-    return Program(_trace(model, *(DIVISOR * block for block in blocks)), model)
+    return TracedNetwork(_export(model, *(DIVISOR * block for block in blocks)), model)
 
 
-def _trace(model: FixedVocabulary, rows: Any, columns: Any) -> ExportedProgram:
+def _export(model: FixedVocabulary, rows: Any, columns: Any) -> ExportedProgram:
     sizes = {0: Dim("batch", min=1, max=1024), 2: rows, 3: columns}
     return torch.export.export(model, (_images(TRACED),), dynamic_shapes={INPUT: sizes})
 
 
-def save_program(program: Program, path: Path, vocabulary: Vocabulary) -> None:
+def save_program(network: TracedNetwork, path: Path, vocabulary: Vocabulary) -> None:
     """Write ``.pt2``; extra files: ``vocabulary.json``, and ``images.txt`` on what it takes."""
-    files = {"vocabulary.json": json.dumps(vocabulary.to_json()), "images.txt": program.images}
-    torch.export.save(program.exported, path, extra_files=files)
+    files = {"vocabulary.json": json.dumps(vocabulary.to_json()), "images.txt": network.images}
+    torch.export.save(network.program, path, extra_files=files)
 
 
-def save_onnx(program: Program, path: Path, vocabulary: Vocabulary) -> None:
+def save_onnx(network: TracedNetwork, path: Path, vocabulary: Vocabulary) -> None:
     """Write an ONNX file, with ``vocabulary`` (JSON) and ``images`` (what it takes) in its metadata.
 
     Raises:
@@ -180,7 +180,7 @@ def save_onnx(program: Program, path: Path, vocabulary: Vocabulary) -> None:
         raise UserError(f"ONNX needs further packages ({error}): {INSTALL}") from error
     with _quiet():
         onnx = torch.onnx.export(
-            program.exported,
+            network.program,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
             opset_version=OPSET,
@@ -188,7 +188,7 @@ def save_onnx(program: Program, path: Path, vocabulary: Vocabulary) -> None:
             verbose=False,
         )
     assert onnx is not None
-    onnx.model.metadata_props.update(vocabulary=json.dumps(vocabulary.to_json()), images=program.images)
+    onnx.model.metadata_props.update(vocabulary=json.dumps(vocabulary.to_json()), images=network.images)
     onnx.save(path)
 
 
@@ -212,24 +212,24 @@ def onnx_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def check(model: FixedVocabulary, program: Callable[[Tensor], Any], what: str) -> list[Check]:
-    """Compare a program with the network on images of several sizes.
+def compare(model: FixedVocabulary, traced: Callable[[Tensor], Any], source: str) -> list[Difference]:
+    """Compare a traced network, as it was read back from a file, with the network on images of several sizes.
 
     Raises:
-        UserError: they differ by more than `TOLERANCE` on average; the program must not be used.
+        UserError: they differ by more than `TOLERANCE` on average; what was traced must not be used.
     """
     results = []
     for shape in CHECKED:
         images = _images(shape if model.any_size else (*shape[:2], *(-(-n // DIVISOR) * DIVISOR for n in shape[2:])))
-        ours, theirs = model(images), program(images)
+        ours, theirs = model(images), traced(images)
         for a, b in zip(ours, theirs, strict=True):
             if a.shape != b.shape:
-                raise UserError(f"{what}: gives {list(b.shape)} in place of {list(a.shape)}")
+                raise UserError(f"{source}: gives {list(b.shape)} in place of {list(a.shape)}")
         differences = [(a - b).abs() for a, b in zip(ours, theirs, strict=True)]
         largest, mean = (tuple(float(f(d)) for d in differences) for f in (torch.max, torch.mean))
-        results.append(Check(tuple(images.shape), largest, mean))  # type: ignore[arg-type]
+        results.append(Difference(tuple(images.shape), largest, mean))  # type: ignore[arg-type]
         if not max(mean) <= TOLERANCE:
-            raise UserError(f"{what}: is not equal to the network, do not use it ({results[-1]})")
+            raise UserError(f"{source}: is not equal to the network, do not use it ({results[-1]})")
     return results
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import yaml
 
-from dataseg.checkpoint.files import FOLDER, PROGRESS, step_files
+from dataseg.checkpoint.files import step_files
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config.extends import lineage
 from dataseg.experiments.suite import Row, Suite
 from dataseg.io.json_files import write_json
 from dataseg.structures import UserError
 
-COMMAND, OUTPUT, METRICS = "command.json", "output.txt", "metrics.json"
-"""Files of a run's folder: what was asked for, what it printed, its scores."""
+COMMAND, OUTPUT = "command.json", "output.txt"
+"""Files that a suite adds to a run's folder: what was asked for, what it printed."""
 
 MACHINE = (
     "--data.root",
@@ -63,7 +64,7 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether its last evaluation is there, and was asked for by this command (but for `MACHINE`)."""
-        return not self.is_another() and is_complete(_read(self.folder / METRICS), self.steps)
+        return not self.is_another() and is_complete(_read(RunFolder(self.folder).metrics), self.steps)
 
     def is_another(self) -> bool:
         """Whether the folder holds what another command was asked for."""
@@ -81,21 +82,21 @@ class Job:
             names = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 1000))
             moved = next(name for name in names if not name.exists())
             self.folder.rename(moved)
-        elif not step_files(self.folder / FOLDER):  # nothing to go on from: curves of its first steps would come twice
-            for file in (*self.folder.glob("events.out.tfevents.*"), self.folder / PROGRESS):
+        elif not step_files(RunFolder(self.folder).checkpoints):  # curves of its first steps would come twice
+            for file in (*RunFolder(self.folder).events(), RunFolder(self.folder).progress):
                 file.unlink(missing_ok=True)
         write_json(self.folder / COMMAND, list(self.arguments), indent=1)
         return moved
 
     def scores(self, suite: Suite) -> str:
         """Its scores in the suite's columns, percent."""
-        metrics = _read(self.folder / METRICS) or {}
+        metrics = _read(RunFolder(self.folder).metrics) or {}
         values = {column.title: metrics.get(column.metric) for column in suite.columns}
         return ", ".join(f"{title} {value:.1f}" for title, value in values.items() if value is not None)
 
     def steps_done(self) -> int:
         """Optimisation steps that the run in its folder has done."""
-        return int((_read(self.folder / PROGRESS) or {}).get("step", 0))
+        return int((_read(RunFolder(self.folder).progress) or {}).get("step", 0))
 
     def last_error(self) -> str:
         """The last error in its output, or its last line."""

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dataseg.checkpoint.fit_report import FitReport
 from dataseg.inference.postprocess import PostProcessor
 from dataseg.inference.test_time_augmentation import segment
 from dataseg.losses import Criterion
@@ -125,6 +126,18 @@ class CoTrainedSegmenter(pl.LightningModule):
         if isinstance(strategy, FullySharded) and not isinstance(network, FSDPModule):
             mesh = init_device_mesh(strategy.root_device.type, (self.trainer.world_size,))
             shard(network, mesh, torch.bfloat16 if "bf16" in str(self.trainer.precision) else None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's.
+
+        Raises:
+            UserError: the state dict is of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError:
+            FitReport.of(state_dict, self.state_dict()).require("the checkpoint")
+            raise
 
     def on_fit_start(self) -> None:
         """Refuse batch norms that would see a different mean on every rank.

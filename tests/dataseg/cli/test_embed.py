@@ -9,6 +9,7 @@ from rich.console import Console
 from tiny_model import HashText, things
 
 from dataseg.cli import embed
+from dataseg.cli.__main__ import main
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import read_cache
 from dataseg.text.embeddings import TextEmbeddings
@@ -25,7 +26,7 @@ def _in_the_project(monkeypatch):
 
 
 def run(*more: str) -> int:
-    return embed.main(["--config=conf/exp/mini_all.yaml", *more])
+    return main(["embed", "--config=conf/exp/mini_all.yaml", *more])
 
 
 def hashed(cache: Path) -> list[str]:
@@ -109,12 +110,12 @@ def test_without_an_encoder_what_cannot_be_made_is_left_out(capsys, caplog):
 
 
 def test_without_an_encoder_the_experiment_itself_must_be_complete(capsys):
-    assert run("--data.val.ade.vocabulary=pascal_context_59", "--data.train.ade.vocabulary=pascal_context_59") == 2
+    assert run("--data.val.ade.vocabulary=pascal_context_59", "--data.train.ade.vocabulary=pascal_context_59") == 1
     assert "Without text.encoder" in capsys.readouterr().err
 
 
 def test_a_missing_vocabulary_file_is_named(capsys, tmp_path):
-    assert run(*hashed(tmp_path / "t.safetensors"), "--vocabularies", "nowhere.json") == 2
+    assert run(*hashed(tmp_path / "t.safetensors"), "--vocabularies", "nowhere.json") == 1
     assert "nowhere.json" in capsys.readouterr().err
 
 

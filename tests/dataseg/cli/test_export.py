@@ -17,8 +17,10 @@ from data_modules.mini import MiniSpec, ensure
 from dataseg.checkpoint.files import SHARD_STATE
 from dataseg.checkpoint.load import read_checkpoint
 from dataseg.cli import co_training, export, predict
+from dataseg.cli.__main__ import main as dataseg_command
 from dataseg.deployment import from_run, hub
 from dataseg.deployment.model_file import read_model
+from dataseg.network import MaskClassificationNetwork
 from dataseg.structures import SegmentMap, UserError, Vocabulary
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,7 +55,7 @@ def base(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("base")
     ensure(base / "mini", MiniSpec(seed=3, size=64, ade=(3, 2), coco=(3, 2), objects365=(3, 2)), progress=False)
     with contextlib.chdir(ROOT):  # the text cache's path is relative to it
-        co_training.main(arguments("fit", base, "--exp=small"))
+        co_training.run(arguments("fit", base, "--exp=small"))
     return base
 
 
@@ -97,7 +99,7 @@ def test_the_file_holds_all(exported, checkpoint):
 
 def test_predicts_as_the_evaluation_does(exported, base, checkpoint):
     """Every evaluation image of every dataset, through the trained module and through the loaded file."""
-    run = co_training.main(arguments("validate", base, f"--ckpt_path={checkpoint}", "--exp=again"))
+    run = co_training.run(arguments("validate", base, f"--ckpt_path={checkpoint}", "--exp=again"))
     model = dataseg.load(exported)
     compared = 0
     for name, loader in zip(run.datamodule.val_names, run.datamodule.val_dataloader(), strict=True):
@@ -143,6 +145,27 @@ def test_lies_beside_the_configuration_by_default(checkpoint, exported):
     written.unlink()
 
 
+@pytest.mark.parametrize("verb", ["export", "predict"])
+def test_a_checkpoint_is_read_once_and_its_network_built_once(verb, checkpoint, base, tmp_path, monkeypatch):
+    calls = []
+    init = MaskClassificationNetwork.__init__
+
+    def build(self, *args, **options):
+        calls.append("built")
+        init(self, *args, **options)
+
+    monkeypatch.setattr(from_run, "read_checkpoint", lambda path: calls.append("read") or read_checkpoint(path))
+    monkeypatch.setattr(MaskClassificationNetwork, "__init__", build)
+    monkeypatch.setattr(export, "write_traced", lambda predictor, *rest: [])
+    out, images = str(tmp_path / "m.safetensors"), str(base / "mini" / "coco" / "val2017")
+    options = {
+        "export": [str(checkpoint), "--out", out, "--program", str(tmp_path / "m.pt2"), "--vocabulary", "coco"],
+        "predict": ["--model", str(checkpoint), "--images", images, "--out", str(tmp_path), "--dataset", "coco"],
+    }
+    assert dataseg_command([verb, *options[verb]]) == 0
+    assert calls == ["read", "built"]
+
+
 def test_vocabularies_can_be_carried_along(checkpoint, tmp_path):
     extra = Vocabulary.load(ROOT / "data_modules" / "vocabularies" / "mini_ade.json").to_json() | {"name": "extra"}
     file = tmp_path / "extra.json"
@@ -159,7 +182,7 @@ def test_a_missing_configuration_has_a_remedy(checkpoint, tmp_path, capsys):
     alone = tmp_path / "alone" / "deep" / "alone.ckpt"
     alone.parent.mkdir(parents=True)
     shutil.copy(checkpoint, alone)
-    assert export.main([str(alone), "--out", str(tmp_path / "m.safetensors")]) == 2
+    assert dataseg_command(["export", str(alone), "--out", str(tmp_path / "m.safetensors")]) == 1
     message = capsys.readouterr().err
     assert "no config.yaml of its run in" in message
     assert "--config" in message
@@ -173,7 +196,7 @@ def test_another_configuration_is_refused(checkpoint, tmp_path):
     settings["model"]["network"]["init_args"]["hidden_dim"] = 64
     wrong = tmp_path / "config.yaml"
     wrong.write_text(yaml.safe_dump(settings))
-    with pytest.raises(UserError, match=r"do not fit.*another shape"):
+    with pytest.raises(UserError, match=r"do not fit.*of another shape"):
         from_run.model_of(checkpoint, wrong)
     wrong.write_text("trainer: {}")
     with pytest.raises(UserError, match=r"no model\.network"):
@@ -229,9 +252,9 @@ def test_what_is_no_checkpoint_is_named(checkpoint, tmp_path):
         from_run.model_of(foreign, checkpoint.parents[1] / "config.yaml")
 
 
-def test_the_name_must_say_what_it_is(checkpoint, tmp_path, capsys):
-    assert export.main([str(checkpoint), "--out", str(tmp_path / "m.bin")]) == 2
-    assert "must end in .safetensors" in capsys.readouterr().err
+def test_the_name_must_say_what_it_is(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        export.main([str(checkpoint), "--out", str(tmp_path / "m.bin")])
 
 
 def test_a_folder_of_shards_is_made_whole(checkpoint, exported, tmp_path):
@@ -246,7 +269,7 @@ def test_a_folder_of_shards_is_made_whole(checkpoint, exported, tmp_path):
     named = {"state": {names[i]: state for i, state in optimizer["state"].items()}, "param_groups": groups}
     dcp.save({"state_dict": weights, "optimizer_0": named}, checkpoint_id=folder, no_dist=True)
     torch.save(content, folder / SHARD_STATE)
-    whole = from_run.model_of(folder)
+    whole, _ = from_run.model_of(folder)
     assert whole.weights.keys() == read_model(exported).weights.keys()
     for name, value in read_model(exported).weights.items():
         assert torch.equal(whole.weights[name], value)

@@ -13,6 +13,7 @@ from tiny_model import PETS, make_model
 
 import dataseg
 from dataseg.cli import predict
+from dataseg.cli.__main__ import main
 from dataseg.deployment.model_file import write_model
 from dataseg.io.images import open_image
 from dataseg.structures import InstanceMasks, SegmentMap, Task
@@ -43,7 +44,7 @@ def photos(tmp_path) -> Path:
 
 
 def run(*options) -> int:
-    return predict.main([str(option) for option in options])
+    return main(["predict", *map(str, options)])
 
 
 def masks_of(segments) -> list[np.ndarray]:
@@ -123,7 +124,7 @@ def test_pictures_are_not_predicted_on(model, photos, capsys):
     for _ in range(2):
         assert run(*options, "--images", photos) == 0
         assert "2 of 2 images" in capsys.readouterr().out
-    assert run(*options, "--images", photos / "out" / "a.png.png") == 2
+    assert run(*options, "--images", photos / "out" / "a.png.png") == 1
     assert "take another --out" in capsys.readouterr().err
 
 
@@ -148,7 +149,7 @@ def test_mistakes_are_one_message(model, photos, tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     every = {"--model": model, "--images": "photos", "--out": "out", "--dataset": "home"} | options
-    assert run(*(word for name, value in every.items() if value is not None for word in (name, value))) == 2
+    assert run(*(word for name, value in every.items() if value is not None for word in (name, value))) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
@@ -159,7 +160,7 @@ def test_two_images_of_one_name_are_refused(model, photos, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     Image.new("RGB", (8, 8)).save(other / "a.png")
-    assert run("--model", model, "--images", photos, other, "--out", tmp_path / "out", "--dataset", "home") == 2
+    assert run("--model", model, "--images", photos, other, "--out", tmp_path / "out", "--dataset", "home") == 1
     assert f"{photos / 'a.png'} and {other / 'a.png'} are both named a.png" in capsys.readouterr().err
 
 

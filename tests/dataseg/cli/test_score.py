@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from dataseg.cli.score import main
+from dataseg.cli.__main__ import main
 from dataseg.prediction_files import InstanceWriter, LabelWriter, PanopticWriter
 from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Vocabulary
 
@@ -33,7 +33,7 @@ def spoilt(segments):
 
 
 def run(*arguments):
-    return main([str(a) for a in arguments])
+    return main(["score", *map(str, arguments)])
 
 
 def test_panoptic(tmp_path, capsys):
@@ -74,10 +74,10 @@ def test_semantic(tmp_path, vocabulary_file, capsys):
     iou = confusion.diagonal() / (confusion.sum(1) + confusion[:, :4].sum(0) - confusion.diagonal())
     assert scores["miou"] == pytest.approx(100 * iou.mean())
     assert scores["per_class"]["class2"]["pixels"] == confusion[1].sum()
-    assert run("--task", "semantic", *files) == 2
+    assert run("--task", "semantic", *files) == 1
     assert "label maps do not say their classes" in capsys.readouterr().err
     (tmp_path / "pred" / "image1.png").unlink()
-    assert run("--task", "semantic", *files, "--vocabulary", vocabulary_file) == 2
+    assert run("--task", "semantic", *files, "--vocabulary", vocabulary_file) == 1
     assert "no label map for image image1" in capsys.readouterr().err
 
 
@@ -105,7 +105,7 @@ def test_instance(tmp_path, capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    assert run("--task", "instance", "--gt", tmp_path / "no.json", "--pred", tmp_path / "no.json") == 2
+    assert run("--task", "instance", "--gt", tmp_path / "no.json", "--pred", tmp_path / "no.json") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -117,7 +117,7 @@ def test_a_prediction_of_the_wrong_size_names_image_and_ground_truth(tmp_path, c
         writer = PanopticWriter(tmp_path / f"{name}.json", VOCABULARY)
         writer.add(SegmentMap(torch.zeros(size, 4, dtype=torch.int32), torch.tensor([0])), "77")
         writer.finish()
-    assert run("--task", "panoptic", "--gt", tmp_path / "gt.json", "--pred", tmp_path / "pred.json") == 2
+    assert run("--task", "panoptic", "--gt", tmp_path / "gt.json", "--pred", tmp_path / "pred.json") == 1
     assert "gt.json, image 77: the prediction is 5 x 4" in capsys.readouterr().err
 
 

@@ -108,9 +108,9 @@ def test_nested_classes_of_other_packages_are_refused():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda w: w.pop("pixel_mean"), r"1 tensors are missing \(pixel_mean\)"),
-        (lambda w: w.update(extra=torch.zeros(1)), r"1 tensors are left over \(extra\)"),
-        (lambda w: w.update(pixel_std=torch.zeros(2)), r"have another shape \(pixel_std \[2\], not \[3, 1, 1\]\)"),
+        (lambda w: w.pop("pixel_mean"), r"1 missing \(pixel_mean\)"),
+        (lambda w: w.update(extra=torch.zeros(1)), r"1 left over \(extra\)"),
+        (lambda w: w.update(pixel_std=torch.zeros(2)), r"1 of another shape \(pixel_std \[2\], not \[3, 1, 1\]\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(spoil, message):

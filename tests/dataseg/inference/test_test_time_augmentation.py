@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_modules import CoTraining
 from data_modules.formats import CocoPanoptic
 from data_modules.mini import MiniSpec, ensure
-from dataseg.cli.co_training import main
+from dataseg.cli import co_training
 from dataseg.inference.mask_resampling import OriginalMasks
 from dataseg.inference.postprocess import PostProcessor, SemanticOptions, semantic
 from dataseg.inference.test_time_augmentation import image_views, segment, spans
@@ -378,7 +378,7 @@ def suite(tmp_path_factory) -> Path:
 
 
 def validate(suite, runs, *more):
-    main(
+    co_training.run(
         [
             "validate",
             f"--config={ROOT / 'conf' / 'base.yaml'}",

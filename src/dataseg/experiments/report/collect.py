@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config.extends import lineage
-from dataseg.experiments.jobs import METRICS, OUTPUT, Job, folder_of, is_complete
+from dataseg.experiments.jobs import OUTPUT, Job, folder_of, is_complete
 from dataseg.experiments.report.tensorboard_events import Events, read_events
 from dataseg.experiments.suite import Row, Suite, Table
 from dataseg.metrics.by_task import column_of
@@ -153,7 +154,7 @@ def collect(suite: Suite, runs: Path, conf: Path = Path("conf")) -> Findings:
 
 def _read(row: Row, seed: int, folder: Path) -> Run:
     notes: list[str] = []
-    metrics, config = _content(folder / METRICS, json.loads, notes), {}
+    metrics, config = _content(RunFolder(folder).metrics, json.loads, notes), {}
     state = mapping(metrics, "run")
     is_done = is_complete(metrics, row.steps)
     if metrics and not is_done:
@@ -161,8 +162,8 @@ def _read(row: Row, seed: int, folder: Path) -> Run:
         notes.append(f"not complete: evaluated at step {state.get('step')} of {steps}; its figures are left out")
     if not is_done and (folder / OUTPUT).is_file():
         notes.append(f"its last word: {Job(row, seed, folder, (), row.steps).last_error()}")
-    if metrics or (folder / "config.yaml").exists():
-        config = _content(folder / "config.yaml", yaml.safe_load, notes)
+    if metrics or RunFolder(folder).config.exists():
+        config = _content(RunFolder(folder).config, yaml.safe_load, notes)
     events = read_events(folder) if is_done else Events()
     if is_done and not events.scalars:
         notes.append("no TensorBoard curves: left out of the charts of losses and sampling")

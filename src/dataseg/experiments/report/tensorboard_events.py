@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dataseg.checkpoint.run_folder import RunFolder
+
 PREFIXES = ("loss/", "sampling/", "throughput/images_per_second")
 """Scalars that are kept."""
 
@@ -42,7 +44,7 @@ def read_events(folder: Path) -> Events:
     points: dict[str, dict[int, float]] = {}
     pictures: dict[str, bytes] = {}
     seconds = 0.0
-    for file in sorted(folder.glob("events.out.tfevents.*")):
+    for file in RunFolder(folder).events():
         accumulator = EventAccumulator(str(file), size_guidance=_GUIDANCE)
         accumulator.Reload()
         tags = accumulator.Tags()

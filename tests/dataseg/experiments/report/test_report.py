@@ -222,7 +222,7 @@ def test_command_line(written, tree):
         assert {f"{name}.pdf", f"{name}.svg"} <= saved
     curves = (figures / "table1-curves-coco.pq.svg").read_text(encoding="utf-8")
     assert "one_ade</text>" in curves  # the legend, as text
-    with pytest.raises(SystemExit, match="make ablation SUITE=small"):
+    with pytest.raises(UserError, match="make ablation SUITE=small"):
         main(["--suite", str(tree.suite_file), "--runs", str(tree.root / "nothing")])
 
 

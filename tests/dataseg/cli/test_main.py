@@ -1,0 +1,67 @@
+"""One command: every verb is listed, and all of them end in the same exit statuses."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from dataseg.cli import merge_shards
+from dataseg.cli.__main__ import VERBS, main
+from dataseg.structures import UserError
+
+
+def test_help_lists_every_verb_without_torch():
+    program = "import sys; from dataseg.cli.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()[2:]]
+    assert [verb for verb, _ in lines] == list(VERBS)
+    assert all(text[0].isupper() and text.endswith(".") and len(text) < 105 for _, text in lines)
+
+
+def test_an_unknown_verb_is_named(capsys):
+    assert main(["trian"]) == 2
+    assert "there is no verb 'trian'" in capsys.readouterr().err
+
+
+def wrapped() -> ValueError:
+    """As jsonargparse wraps the errors of what it builds."""
+    error = ValueError("Parser key ...")
+    error.__cause__ = UserError("what to do")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (UserError("what to do"), 1, "error: what to do"),
+        (wrapped(), 1, "error: what to do"),
+        (UserError("Caught UserError in a worker.\nTraceback ...\nUserError: what to do"), 1, "error: what to do"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full"), 1, "error: the disk is full (/full): make room."),
+        (PermissionError(errno.EACCES, "Permission denied", "/its"), 1, "Permission denied: '/its'"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_one_rule_for_all_verbs(monkeypatch, capsys, error, status, words):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(merge_shards, "main", fail)
+    assert main(["merge-shards"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):
+    def fail(arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(merge_shards, "main", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["merge-shards"])
+
+
+def test_arguments_that_cannot_be_understood():
+    with pytest.raises(SystemExit) as stop:
+        main(["merge-shards", "--nix"])
+    assert stop.value.code == 2
