@@ -1,4 +1,4 @@
-"""Looks at a folder of your own images and annotations, and writes the experiment that trains on them.
+"""Look at a folder of your own images and annotations, and write the experiment that trains on them.
 
 ``dataseg own-data FOLDER [--name NAME]``
 

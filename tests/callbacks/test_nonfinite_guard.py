@@ -175,10 +175,10 @@ def test_without_a_guard_a_batch_that_cannot_be_matched_still_stops(suite, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"no replay file"])
-def test_a_file_that_is_none_is_named(tmp_path, capsys, content):
+def test_a_file_that_is_none_is_named(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
-    assert replay.main([str(tmp_path / "x.pt")]) == 1
-    assert f"error: {tmp_path / 'x.pt'}: not a replay file" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"x\.pt: not a replay file"):
+        replay.main([str(tmp_path / "x.pt")])
 
 
 # ------------------------------------------------------------------------------------------- unreadable samples

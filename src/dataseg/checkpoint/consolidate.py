@@ -11,22 +11,24 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dataseg.checkpoint.files import SHARD_STATE
+from dataseg.checkpoint.shard_index import read_index
 from dataseg.structures import UserError
 
 MAKE_WHOLE = "make one file of it with dataseg merge-shards {} whole.ckpt, and go on with RESUME=whole.ckpt"
 
 
 def require_shards(folder: Path) -> None:
-    """Refuse a folder that is no sharded checkpoint.
+    """Refuse a folder that is no sharded checkpoint, or one that could run code.
 
     Raises:
-        UserError: it has no `SHARD_STATE`.
+        UserError: it has no `SHARD_STATE`, or as `read_index`.
     """
     if not (folder / SHARD_STATE).is_file():
         raise UserError(
             f"{folder}: not a sharded checkpoint that can be read, it has no {SHARD_STATE}; a run's checkpoints lie in"
             " its folder checkpoints/"
         )
+    read_index(folder)
 
 
 def consolidate(folder: Path) -> dict[str, Any]:

@@ -36,8 +36,7 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     """Read a checkpoint; of a file, only what is needed comes into memory.
 
     Args:
-        path: file, or a folder of shards (see `consolidate`: its index is a pickle, by torch's
-            design, so take folders of your own runs only).
+        path: file, or a folder of shards.
 
     Raises:
         UserError: missing, damaged, holding more than plain values, or of something else; names the path.
@@ -46,7 +45,10 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     for key, what in (("state_dict", "weights"), ("vocabularies", "vocabularies")):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
             raise UserError(f"{path}: holds no {what} ({key}), so it is no checkpoint of this project's training")
-    return TrainingCheckpoint(content["state_dict"], content["vocabularies"], int(content.get("global_step", 0)))
+    state, step = content["state_dict"], content.get("global_step", 0)
+    if not isinstance(step, int) or not all(isinstance(n, str) and _is_whole(t) for n, t in state.items()):
+        raise UserError(f"{path}: its state_dict or global_step is no state dict and step, so it is no checkpoint")
+    return TrainingCheckpoint(state, content["vocabularies"], step)
 
 
 def require_checkpoint(path: Path) -> None:
@@ -90,6 +92,11 @@ def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
     return lacking
 
 
+def _is_whole(tensor: Any) -> bool:
+    """Whether this is a tensor with a place for every element: a view could have a size without having the memory."""
+    return isinstance(tensor, Tensor) and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+
+
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -101,7 +108,7 @@ def _read_file(path: Path) -> Any:
         raise UserError(
             f"{path}: is damaged, or holds more than tensors and plain values, which is not read: it could run code"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path}: damaged or no checkpoint ({_first_line(error)})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from dataseg.checkpoint.state_dict_adapter import (
     Translation,
     translate,
 )
+from dataseg.io.json_files import read_json
 from dataseg.network import EncoderOnlyNetwork, LinearClassifier, SegmentationNetwork
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from dataseg.network.pixel_decoder import NUM_LEVELS, NUM_POINTS
@@ -157,10 +157,13 @@ def _folder_normalization(path: Path) -> tuple[Tensor, Tensor]:
     if not file.is_file():
         return 255 * torch.tensor(IMAGENET_MEAN), 255 * torch.tensor(IMAGENET_STD)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
         unit = 1 / float(settings.get("rescale_factor", 1 / 255))
-        return unit * torch.tensor(settings["image_mean"]), unit * torch.tensor(settings["image_std"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        mean, std = (unit * torch.tensor(settings[key], dtype=torch.float32) for key in ("image_mean", "image_std"))
+        if mean.shape != (3,) or std.shape != (3,) or not bool(torch.cat([mean, std]).isfinite().all()):
+            raise ValueError("not three numbers each")
+        return mean, std
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{file}: image_mean or image_std cannot be read ({error})") from error
 
 

@@ -69,11 +69,14 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            others = [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix != ".safetensors"]
+            if others:
+                raise ValueError(f"it names {others[0]!r}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index}: not an index of safetensors shards ({error})") from error
         tensors: dict[str, Tensor] = {}
         for shard in shards:
-            tensors |= read_tensors(folder / Path(shard).name)
+            tensors |= read_tensors(folder / shard)
         return tensors
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():

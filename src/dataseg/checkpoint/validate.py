@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from dataseg.checkpoint.files import SHARD_STATE
+from dataseg.checkpoint.shard_index import read_index
+from dataseg.structures import UserError
 
 
 def problem_of(path: Path) -> str | None:
@@ -18,7 +19,13 @@ def problem_of(path: Path) -> str | None:
     finite. Of a sharded one, the index and the sizes of its files are checked.
     """
     try:
-        return _folder_problem(path) if path.is_dir() else _file_problem(path)
+        if path.is_dir():
+            torch.load(path / SHARD_STATE, map_location="cpu", weights_only=True)
+            read_index(path)
+            return None
+        return _file_problem(path)
+    except UserError as error:
+        return str(error)
     except Exception as error:  # whatever a damaged file makes the reading libraries raise
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
@@ -30,16 +37,6 @@ def _file_problem(path: Path) -> str | None:
         return f"it has no {', '.join(sorted(missing))}"
     broken = not_finite(content["state_dict"])
     return f"weights are not finite: {', '.join(broken[:3])}" if broken else None
-
-
-def _folder_problem(path: Path) -> str | None:
-    torch.load(path / SHARD_STATE, map_location="cpu", weights_only=True)
-    storage = FileSystemReader(path).read_metadata().storage_data
-    sizes: dict[str, int] = {}
-    for info in storage.values():
-        sizes[info.relative_path] = max(sizes.get(info.relative_path, 0), info.offset + info.length)
-    short = [name for name, size in sizes.items() if (path / name).stat().st_size < size]
-    return f"{', '.join(short)} are cut short" if short else None
 
 
 def not_finite(tensors: dict[str, Tensor]) -> list[str]:

@@ -24,6 +24,7 @@ from dataseg.deployment import hub
 from dataseg.deployment.from_run import config_of, model_of
 from dataseg.deployment.model_file import write_model
 from dataseg.deployment.predictor import Predictor
+from dataseg.deployment.registry import PACKAGES
 from dataseg.structures import UserError, Vocabulary
 
 
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="the run's config.yaml; default: the nearest above the checkpoint")
     parser.add_argument("--text-cache", type=Path, help="text vectors; default: as the configuration says")
     parser.add_argument("--vocabularies", type=Path, nargs="*", default=[], help="further *.json files to carry along")
+    parser.add_argument("--packages", nargs="*", default=[], help=PACKAGES)
     parser.add_argument("--program", type=Path, help="torch.export's file to write as well, *.pt2")
     parser.add_argument("--onnx", type=Path, help="ONNX file to write as well")
     parser.add_argument("--vocabulary", help="dataset whose classes are built into what is traced")
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if out.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, got {out}")
     more = [Vocabulary.load(path) for path in options.vocabularies]
-    model, network = model_of(options.checkpoint, options.config, options.text_cache, more)
+    packages = tuple(options.packages)
+    model, network = model_of(options.checkpoint, options.config, options.text_cache, more, packages)
     write_model(out, model)
     size, names = f"{out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
     print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; datasets: {names}")

@@ -27,6 +27,7 @@ from rich.progress import track
 from dataseg.checkpoint.load import is_run
 from dataseg.deployment.from_run import model_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
+from dataseg.deployment.registry import PACKAGES
 from dataseg.io.images import open_image, write_png
 from dataseg.io.rle import encode_mask, rle_to_json
 from dataseg.prediction_files import write_json
@@ -138,11 +139,11 @@ def _images_in(folder: Path, out: Path) -> list[Path]:
 # --------------------------------------------------------------------------------------------------- command line
 
 
-def _load(source: str, names: Vocabulary | None) -> Predictor:
+def _load(source: str, names: Vocabulary | None, packages: tuple[str, ...]) -> Predictor:
     """A checkpoint's predictor has vectors of further ``names`` made by its run's own encoder."""
     if not is_run(Path(source)):
-        return load(source)
-    model, network = model_of(Path(source), vocabularies=() if names is None else (names,))
+        return load(source, packages=packages)
+    model, network = model_of(Path(source), vocabularies=() if names is None else (names,), packages=packages)
     return Predictor.of(model, network, source)
 
 
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
     )
+    parser.add_argument("--packages", nargs="*", default=[], help=PACKAGES)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
 
@@ -194,7 +196,7 @@ def _run(options: argparse.Namespace) -> list[str]:
         named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))
     elif options.stuff is not None:
         raise UserError("--stuff says which of --classes are not countable; a dataset says so itself")
-    predictor = _load(options.model, named).to(device)
+    predictor = _load(options.model, named, tuple(options.packages)).to(device)
     vocabulary = named or _of_data_set(predictor, options.dataset)
     predictor.classes(vocabulary)  # names without vectors are found before anything is written
     out.mkdir(parents=True, exist_ok=True)

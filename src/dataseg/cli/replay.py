@@ -44,10 +44,17 @@ def replay(file: Path, config: Path | None = None) -> bool:
         RuntimeError: from torch's anomaly detection, if the first such value arises in the backward pass.
     """
     content, weights = _load(file), _load(weights_file(file))
+    try:
+        facts, seeds = dict(content["facts"]), [int(seed) for seed in content["seeds"]]
+        steps = [[batch_from_plain(part) for part in parts] for parts in content["batches"]]
+        on_gpu, precision = facts["device"] == "cuda", str(facts["precision"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{file}: not a replay file that can be read ({type(error).__name__}: {error})") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{weights_file(file)}: no state dict")
     module = _module(config or RunFolder.of_file(file).config)
     module.load_state_dict(weights)
-    facts = content["facts"]
-    device = torch.device("cuda" if facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     module.to(device).train()
     print(f"{file}\n" + "\n".join(f"  {name}: {value}" for name, value in facts.items()))
     if "seed" in facts:
@@ -55,15 +62,14 @@ def replay(file: Path, config: Path | None = None) -> bool:
     broken = not_finite(module.state_dict())
     if broken:
         print(f"  weights were not finite before the step: {', '.join(broken)}")
-    precision = str(facts["precision"])
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     autocast = torch.autocast(device.type, dtype) if "mixed" in precision else contextlib.nullcontext()
     with torch.autograd.set_detect_anomaly(True, check_nan=True), _watched(module):
-        for parts, seed in zip(content["batches"], content["seeds"], strict=True):
+        for parts, seed in zip(steps, seeds, strict=True):
             torch.manual_seed(seed)
             for part in parts:
                 with autocast:
-                    _run(module, batch_from_plain(part).to(device))
+                    _run(module, part.to(device))
     broken = not_finite({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
     print(f"  gradients that are not finite: {', '.join(broken)}" if broken else "  everything was finite this time")
     return not broken
@@ -90,8 +96,10 @@ def _module(config: Path) -> CoTrainedSegmenter:
     """The run's module as its configuration builds it; pretrained weights are not fetched, data are not looked for."""
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{config}: the run's configuration cannot be read ({error}); give it with --config") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("model", "data")):
+        raise UserError(f"{config}: not the resolved configuration of a run (it has no model and data)")
     kept = {key: without_downloads(content[key]) for key in ("model", "data")}
     if kept["model"].get("classifier") != "linear":
         kept["model"]["weights"] = None

@@ -1,8 +1,8 @@
-"""Objects built from sections of a configuration."""
+"""Objects built from sections of one's own configuration, which may name any class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -25,25 +25,8 @@ def instantiate(base: type, section: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where} cannot be built: {reason}. Was it written by another version?") from error
 
 
-def class_paths(section: Any) -> Iterator[str]:
-    """Every ``class_path`` in a section of a configuration."""
-    if isinstance(section, Mapping):
-        if isinstance(section.get("class_path"), str):
-            yield section["class_path"]
-        for value in section.values():
-            yield from class_paths(value)
-    elif isinstance(section, list | tuple):
-        for value in section:
-            yield from class_paths(value)
-
-
-def packages_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The packages whose classes a configuration's network is made of."""
-    return tuple(sorted({name.split(".")[0] for name in class_paths(config["model"]["network"])}))
-
-
 def without_downloads(section: Any) -> Any:
-    """The same, with ``pretrained`` false wherever it is: all weights are in the file."""
+    """The same, with ``pretrained`` false wherever it is: all weights are in a checkpoint."""
     if isinstance(section, Mapping):
         return {k: False if k == "pretrained" else without_downloads(v) for k, v in section.items()}
     return section

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,11 @@ import yaml
 
 from dataseg.checkpoint.load import read_checkpoint
 from dataseg.checkpoint.run_folder import RunFolder
-from dataseg.config.instantiate import instantiate, packages_of
+from dataseg.config.build import require_plain
 from dataseg.deployment.model_file import ModelFile
 from dataseg.deployment.network import build_network, network_weights
-from dataseg.io.json_files import read_json
+from dataseg.deployment.registry import registry
+from dataseg.io.json_files import read_json, records_of
 from dataseg.network import SegmentationNetwork
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache
@@ -26,6 +28,7 @@ def model_of(
     config: Path | None = None,
     text_cache: Path | None = None,
     vocabularies: Sequence[Vocabulary] = (),
+    packages: tuple[str, ...] = (),
 ) -> tuple[ModelFile, SegmentationNetwork]:
     """Gather all that a model needs, and build its network; the checkpoint is read once.
 
@@ -34,6 +37,7 @@ def model_of(
         config: resolved configuration of its run; None = the nearest ``config.yaml`` above the checkpoint.
         text_cache: in place of the configuration's ``model.text.cache``.
         vocabularies: to carry along, beside those of the run; by their own name.
+        packages: whose classes the configuration may name, see `build_network`.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit; or text vectors cannot be had.
@@ -42,14 +46,17 @@ def model_of(
     path = config or config_of(checkpoint)
     settings = _read_config(path)
     weights = network_weights(content.state_dict, str(checkpoint))
-    packages = packages_of(settings)  # one's own run is trusted
+    _forget_source(settings)
     network = build_network(settings, weights, f"{checkpoint} with {path}", packages)
-    own = {name: Vocabulary.from_json(record) for name, record in content.vocabularies.items()}
+    try:
+        own = {name: Vocabulary.from_json(record) for name, record in content.vocabularies.items()}
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(f"{checkpoint}: its vocabularies cannot be read ({error})") from error
     clash = sorted({v.name for v in vocabularies} & set(own))
     if clash:
         raise UserError(f"vocabularies {clash} have the names of datasets that {checkpoint} was trained on")
     every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
-    text = _text_vectors(settings, path, text_cache, list(every.values()))
+    text = _text_vectors(settings, path, text_cache, list(every.values()), packages)
     return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step)), network
 
 
@@ -75,22 +82,36 @@ def config_of(checkpoint: Path) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        require_plain(content, largest=math.inf)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, UserError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from error
-    if not isinstance(content, dict) or not {"network", "text"} <= set(content.get("model") or {}):
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not {"network", "text"} <= model.keys():
         raise UserError(f"{path}: not the resolved configuration of a run (it has no model.network and model.text)")
-    return content
+    return dict(content)
+
+
+def _forget_source(settings: Any) -> None:
+    """Take out where pretrained weights were read from (`timm_factory.create_model` advises it): they are trained."""
+    if isinstance(settings, dict):
+        settings.pop("pretrained_cfg_overlay", None)
+        for value in settings.values():
+            _forget_source(value)
 
 
 def _text_vectors(
-    settings: dict[str, Any], path: Path, cache: Path | None, vocabularies: Sequence[Vocabulary]
+    settings: dict[str, Any],
+    path: Path,
+    cache: Path | None,
+    vocabularies: Sequence[Vocabulary],
+    packages: tuple[str, ...],
 ) -> TextCache:
     """Vectors of the vocabularies' names alone, and what they were made with."""
     section = settings["model"]["text"]
-    if cache is not None:
-        arguments = section.get("init_args", section) | {"cache": str(cache)}
-        section = section | {"init_args": arguments} if "init_args" in section else arguments
-    text: TextEmbeddings = instantiate(TextEmbeddings, section, f"{path}: model.text")
+    if cache is not None and isinstance(section, dict):
+        arguments = {**section.get("init_args", section), "cache": str(cache)}
+        section = {**section, "init_args": arguments} if "init_args" in section else arguments
+    text = registry(packages).build(TextEmbeddings, section, f"{path}: model.text")
     names = sorted({prompt for v in vocabularies for spec in v.classes for prompt in spec.prompts})
     vectors = text.embed(names)
     metadata = read_cache(text.cache).metadata | {"template_set": text.templates}
@@ -102,8 +123,8 @@ def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
     metrics = RunFolder(config.parent).metrics
     figures: dict[str, float] = {}
     if metrics.is_file():
-        history = read_json(metrics).get("history", [])
+        history = records_of(read_json(metrics), "history", metrics)
         of_step: dict[str, Any] = next((entry for entry in history if entry.get("step") == step), {})
-        figures = {k: v for k, v in of_step.items() if k != "step" and v is not None}
+        figures = {k: v for k, v in of_step.items() if k != "step" and isinstance(v, int | float)}
     versions = {name: version(name) for name in ("dataseg", "torch", "timm")}
     return {"checkpoint": checkpoint.name, "step": step, "figures": figures, "versions": versions}

@@ -24,6 +24,12 @@ from dataseg.text.cache import TextCache
 FORMAT = "dataseg model 1"
 
 
+_MALFORMED = (
+    *(OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),  # numbers and nesting that JSON allows
+)
+
+
 NETWORK, _VECTORS = "network.", "text.vectors"
 
 
@@ -46,6 +52,12 @@ class ModelFile:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.config, dict) or not isinstance(self.config.get("model"), dict):
+            raise ValueError("its configuration has no model")
+        if not isinstance(self.provenance, dict) or not isinstance(self.provenance.get("figures", {}), dict):
+            raise ValueError("its provenance is no mapping")
+        if "template_set" not in self.text.metadata:
+            raise ValueError("it does not say its template_set")
         for name, vocabulary in self.vocabularies.items():
             missing = [p for c in vocabulary.classes for p in c.prompts if p not in self.text.rows]
             if missing:
@@ -80,14 +92,13 @@ def read_model(path: Path) -> ModelFile:
                 raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
             weights = {name: file.get_tensor(name) for name in file.keys()}
         records = {key: json.loads(metadata[key]) for key in ("config", "vocabularies", "text", "provenance")}
-        vectors, text = weights.pop(_VECTORS), records["text"]
-        names = text.pop("names")
+        text = TextCache.of(weights.pop(_VECTORS), records["text"].pop("names"), records["text"])
         return ModelFile(
             weights={name.removeprefix(NETWORK): value for name, value in weights.items()},
             config=records["config"],
             vocabularies={name: Vocabulary.from_json(content) for name, content in records["vocabularies"].items()},
-            text=TextCache(vectors, {name: row for row, name in enumerate(names)}, text),
+            text=text,
             provenance=records["provenance"],
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise UserError(f"{path}: not a whole exported model ({error}); write it with make export") from error

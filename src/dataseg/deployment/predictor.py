@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataseg.config.instantiate import instantiate
 from dataseg.config.renamed import with_current_names
 from dataseg.deployment.model_file import ModelFile, read_model
 from dataseg.deployment.network import build_network
+from dataseg.deployment.registry import registry
 from dataseg.inference.postprocess import PostProcessor
 from dataseg.inference.resize import ResizeShortestEdge, to_tensor
 from dataseg.inference.test_time_augmentation import segment
@@ -113,20 +113,19 @@ class Predictor:
         cls, model: ModelFile, network: SegmentationNetwork, source: str, encoder: TextEncoder | None = None
     ) -> Self:
         """The predictor of a model in memory and its network; ``source`` is for messages."""
-        section = model.config["model"]
-        data = (with_current_names(model.config).get("data") or {}).get("init_args") or {}
-        options = section.get("postprocess")
+        build = registry().build
+        data = _data_arguments(model.config, source)
         return cls(
             network,
             model.vocabularies,
             model.text,
-            instantiate(ResizeShortestEdge, data.get("eval_transform") or {}, f"{source}: data.eval_transform"),
-            instantiate(
+            build(ResizeShortestEdge, data.get("eval_transform") or {}, f"{source}: data.eval_transform"),
+            build(
                 TestTimeAugmentation,
                 data.get("test_time_augmentation") or {},
                 f"{source}: data.test_time_augmentation",
             ),
-            instantiate(PostProcessor, options, f"{source}: model.postprocess") if options else PostProcessor(),
+            build(PostProcessor, model.config["model"].get("postprocess") or {}, f"{source}: model.postprocess"),
             encoder,
             model.text.metadata["template_set"],
         )
@@ -278,6 +277,16 @@ def _check_encoder(encoder: TextEncoder, templates: Any, names: TextCache) -> No
         raise UserError(f"the model was trained with vectors of the text encoder {wanted}, the given one is {found}")
     if json.dumps(templates_of(templates)) != names.metadata.get("templates"):
         raise UserError(f"this version's prompt templates {templates!r} differ from those the model was trained with")
+
+
+def _data_arguments(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The data module's arguments, under today's names; empty where the configuration has none."""
+    try:
+        data = with_current_names(config).get("data")
+    except TypeError as error:  # an argument that is no mapping
+        raise UserError(f"{source}: its data section cannot be read ({error})") from error
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    return arguments if isinstance(arguments, Mapping) else {}
 
 
 def _pixels(image: Image) -> NDArray[np.uint8]:

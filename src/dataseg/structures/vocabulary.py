@@ -105,11 +105,11 @@ class Vocabulary:
                         id=int(record["id"]),
                         name=str(record["name"]),
                         is_thing=bool(record["is_thing"]),
-                        prompts=tuple(record.get("prompts") or [record["name"]]),
+                        prompts=_texts(record.get("prompts") or [record["name"]]),
                         color=tuple(record["color"]),
                     )
                 )
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise ValueError(f"vocabulary {content.get('name')!r}, class {position}: {error}") from error
         return cls(name=str(content["name"]), classes=tuple(classes))
 
@@ -122,8 +122,14 @@ class Vocabulary:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: not a vocabulary file ({error})") from error
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"prompts must be a list of texts, got {values!r}")
+    return tuple(values)
 
 
 @dataclass

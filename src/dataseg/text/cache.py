@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,6 +34,26 @@ class TextCache:
     rows: dict[str, int]
     metadata: dict[str, str]
 
+    @classmethod
+    def of(cls, vectors: Tensor, names: object, metadata: Mapping[str, Any]) -> Self:
+        """Of the content of a file, checked.
+
+        Raises:
+            ValueError: names are no list of different texts, there are more or fewer vectors, they are not finite, or
+                metadata are no texts.
+        """
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("the names are no list of texts")
+        if len(set(names)) != len(names) or vectors.ndim != 2 or len(vectors) != len(names):
+            raise ValueError(
+                f"vectors {list(vectors.shape)} for {len(names)} names, {len(set(names))} of them different"
+            )
+        if not vectors.is_floating_point() or not bool(vectors.isfinite().all()):
+            raise ValueError("vectors are not finite")
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("the metadata are no texts")
+        return cls(vectors, {name: row for row, name in enumerate(names)}, dict(metadata))
+
 
 def write_cache(path: Path, vectors: Tensor, names: Sequence[str], metadata: Mapping[str, str]) -> None:
     """Write a cache file in one piece: readers see the old file or the new one.
@@ -43,10 +64,9 @@ def write_cache(path: Path, vectors: Tensor, names: Sequence[str], metadata: Map
         metadata: "encoder" and "templates" as `TextEmbeddings` compares them (JSON), and any provenance.
 
     Raises:
-        ValueError: lengths disagree, or a name occurs twice.
+        ValueError: see `TextCache.of`.
     """
-    if len(vectors) != len(names) or len(set(names)) != len(names):
-        raise ValueError(f"{path}: {len(vectors)} vectors for {len(names)} names, {len(set(names))} of them different")
+    TextCache.of(vectors, names, metadata)
     content = dict(metadata) | {"format": _FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
     write_tensors(path, {"vectors": vectors.float()}, content)
 
@@ -63,9 +83,8 @@ def read_cache(path: Path) -> TextCache:
             vectors = file.get_tensor("vectors")
         if metadata.pop("format", None) != _FORMAT:
             raise ValueError("another format")
-        names = json.loads(metadata.pop("names"))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return TextCache.of(vectors, json.loads(metadata.pop("names")), metadata)
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: no cache of text embeddings ({error}): delete it, or name another text.cache"
         ) from error
-    return TextCache(vectors, {name: row for row, name in enumerate(names)}, metadata)

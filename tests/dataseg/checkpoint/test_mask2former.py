@@ -269,7 +269,7 @@ def refused(ours, path, match):
 def test_missing_tensor(intact, tmp_path):
     state, ours = intact
     del state["sem_seg_head.predictor.transformer_ffn_layers.2.linear2.bias"]
-    refused(ours, pickled(state, tmp_path / "m.pkl"), r"missing: transformer_decoder\.layers\.2\.linear2\.bias")
+    refused(ours, pickled(state, tmp_path / "m.pkl"), r"1 missing \(transformer_decoder\.layers\.2\.linear2\.bias")
 
 
 def test_unknown_tensor(intact, tmp_path):
@@ -296,7 +296,9 @@ def test_a_tensor_that_does_not_divide(intact, tmp_path):
 def test_misshapen_tensor(intact, tmp_path):
     state, ours = intact
     state["sem_seg_head.pixel_decoder.mask_features.bias"] = torch.zeros(3)
-    refused(ours, pickled(state, tmp_path / "m.pkl"), r"another shape: pixel_decoder\.mask_projection\.bias \[3\]")
+    refused(
+        ours, pickled(state, tmp_path / "m.pkl"), r"1 of another shape \(pixel_decoder\.mask_projection\.bias \[3\]"
+    )
 
 
 def test_wrong_architecture(mask2former_pair, tmp_path):
