@@ -115,6 +115,13 @@ def test_a_hostile_configuration_is_refused_at_once(changed, words):
     assert time.monotonic() - begun < 20  # minutes and hundreds of GB, were sizes believed
 
 
+@pytest.mark.parametrize("name", ["class_vectors", "class_vectors..weight", "backgrounds", "class_vectors.pop.weight"])
+def test_odd_names_of_weights_end_in_one_message(name):
+    weights = tiny.network().state_dict() | {f"classifier.{name}": torch.zeros(2, 8)}
+    with pytest.raises(UserError, match="file: "):
+        build_network(CONFIG, weights, "file")
+
+
 def test_loading_names_the_model_and_imports_nothing(tmp_path):
     for spoilt in ("evilmod.Foo", json.dumps({"class_path": "evilmod.Foo"}), {"class_path": "evilmod.Foo"}):
         write_model(tmp_path / "m.safetensors", make_model(config=config(backbone=spoilt)))

@@ -52,7 +52,10 @@ def build_network(
         if isinstance(network.classifier, TextClassifier):
             own = "classifier."
             state = {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
-            network.classifier = classifier_for(network.classifier, state)
+            try:
+                network.classifier = classifier_for(network.classifier, state)
+            except (IndexError, KeyError, TypeError) as error:  # names that no classifier gives its parameters
+                raise UserError(f"{source}: the names of its classifier's weights cannot be read ({error})") from error
         return network
 
     with nullcontext() if "timm" in packages else restricted():
