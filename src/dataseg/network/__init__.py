@@ -9,13 +9,14 @@ from dataseg.network.classifiers.linear import LinearClassifier
 from dataseg.network.classifiers.text import Classifier, TextClassifier
 from dataseg.network.encoder_only import EncoderOnlyNetwork
 from dataseg.network.mask_classification import MaskClassificationNetwork
-from dataseg.network.pixel_decoder import PixelDecoder
+from dataseg.network.pixel_decoder import DeformablePixelDecoder, PixelDecoder
 from dataseg.network.vit import PlainViT
 
 __all__ = [
     "STRIDES",
     "Backbone",
     "Classifier",
+    "DeformablePixelDecoder",
     "EncoderOnlyNetwork",
     "LinearClassifier",
     "MaskClassificationNetwork",
