@@ -13,6 +13,7 @@
 #   SUITE  table of experiments: a file of conf/suite without .yaml            make ablation SUITE=scaling_mini SEEDS=3
 #   SEEDS  seeds of each row (default 1); PARALLEL  runs at a time; DRY=1  print the commands, for MACHINES=n machines
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
+#   GPUS, GPU  what to plan for: number and kind (default 8 of h100-80)        make plan EXP=r50_all GPUS=4 GPU=a100-40
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
 
 PYTHON ?= python3
@@ -44,7 +45,7 @@ override PATH := /usr/local/bin:/usr/bin:/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data ablation report replay score embed export predict tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data plan ablation report replay score embed export predict tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -90,6 +91,9 @@ data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one p
 
 own-data: setup ## write the experiment of a folder of your own data: PATH=photos NAME=mine
 	$(call needs,FOLDER,PATH=folder with images and annotations)$(CLI) own-data "$(FOLDER)" $(if $(NAME),--name "$(NAME)") $(ARGS)
+
+plan: setup conf/exp/$(EXP).yaml ## memory, days, disk and cores of a run, without GPU or data: EXP=r50_all GPUS=8 GPU=h100-80
+	$(CLI) plan $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
 	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \

@@ -13,6 +13,7 @@ from pathlib import Path
 VERBS = {
     "fit": "dataseg.cli.co_training",
     "validate": "dataseg.cli.co_training",
+    "plan": "dataseg.cli.plan",
     "ablation": "dataseg.cli.ablation",
     "report": "dataseg.cli.report",
     "export": "dataseg.cli.export",

@@ -64,6 +64,7 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         self.upscale = nn.Sequential(_upscale_block(backbone.width), _upscale_block(backbone.width))
         self.classifier = classifier or TextClassifier(backbone.width, text_dim)
         self.register_buffer("mask_probability", torch.ones(num_blocks))
+        self._probabilities = [1.0] * num_blocks  # the same on the host: no pass waits for the device to ask
         self._seed_and_step = 0, 0
 
     def fsdp_blocks(self) -> list[nn.Module]:
@@ -71,10 +72,10 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         return list(self.backbone.vit.blocks)
 
     def start_step(self, seed: int, step: int, total_steps: int) -> None:
-        """See `SegmentationNetwork.start_step`; until then all queries are masked, or as a checkpoint says."""
+        """See `SegmentationNetwork.start_step`; until then all queries are masked."""
         self._seed_and_step = seed, step
-        found = [mask_probability(step / total_steps, interval) for interval in self.annealing]
-        self.mask_probability.copy_(torch.tensor(found))
+        self._probabilities = [mask_probability(step / total_steps, interval) for interval in self.annealing]
+        self.mask_probability.copy_(torch.tensor(self._probabilities))
 
     def decode(self, images: Tensor) -> list[Queries]:
         """See `SegmentationNetwork.decode`; sizes that patches do not divide are filled up with the mean colour.
@@ -115,7 +116,7 @@ class EncoderOnlyNetwork(SegmentationNetwork):
 
         A masked query sees the patches that its mask covers, the other queries and the prefix tokens.
         """
-        probability = float(self.mask_probability[block])
+        probability = self._probabilities[block]
         if probability == 0:
             return None
         masked = masked_queries(*self._seed_and_step, block, self.num_queries, probability).to(mask_logits.device)
