@@ -14,7 +14,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -100,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     section = without_downloads(config.model.network.as_dict())
     text_dim = section.get("init_args", section).get("text_dim", 768)  # of CLIP ViT-L/14
     count, trainable = plan.parameters(_network(section, {}))
-    table = Table("precision", "checkpointing", "strategy", "GiB", "fits", "images", "most", "days", "cores", box=SIMPLE)
+    names = ("precision", "checkpointing", "strategy", "GiB", "fits", "images", "most", "days", "cores")
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))  # 80 columns hold it
     keys = list(plan.checkpointing_choices(section))
     for precision, chosen in product(PRECISIONS, (False, True) if keys else (None,)):
         network = _network(section, {} if chosen is None else dict.fromkeys(keys, chosen))
@@ -141,10 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _assumptions(config: Namespace) -> str:
     gpu = plan.gpu_of(config.gpu)
-    return f"""assumed:
-- {config.gpus} x {config.gpu}: {gpu.memory:g} GiB, {plan.USABLE:.0%} of it for tensors; {gpu.half:g} TFLOP/s in bfloat16, {gpu.single:g} in float32,
-  {gpu.bandwidth:g} TB/s (data sheet); {config.utilisation:.0%} of these reached (--utilisation), {1e6 * plan.LAUNCH:g} us to launch an operation
-- days and cores: of the network's two passes; neither loss, optimiser, communication nor evaluation is counted
-- memory: AdamW in float32; activations at the fullest moment of the network's two passes; matched masks of
-  {config.segments} segments an image in the loss (--segments). The block that fsdp gathers is not counted
-- cores: {plan.IMAGES_PER_CORE:g} images a second on one at {plan.CORE_SIZE} px (benchmarks/results/data.json), in proportion to the area"""
+    speeds = f"{gpu.half:g} TFLOP/s in bfloat16, {gpu.single:g} in float32, {gpu.bandwidth:g} TB/s"
+    return "\n".join(
+        [
+            "assumed:",
+            f"- {config.gpus} x {config.gpu}: {gpu.memory:g} GiB, {speeds} (data sheet)",
+            f"- {plan.USABLE:.0%} of the memory holds tensors; {config.utilisation:.0%} of the speeds is reached"
+            f" (--utilisation); {1e6 * plan.LAUNCH:g} us to launch an operation",
+            "- days and cores: of the network's two passes; loss, optimiser, communication and evaluation not counted",
+            "- memory: AdamW in float32; activations at the fullest moment of the network's two passes; matched masks"
+            f" of {config.segments} segments an image in the loss (--segments); not the block that fsdp gathers",
+            f"- cores: {plan.IMAGES_PER_CORE:g} images a second on one at {plan.CORE_SIZE} px, by area"
+            " (benchmarks/results/data.json)",
+        ]
+    )

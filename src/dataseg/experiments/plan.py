@@ -67,7 +67,7 @@ LAUNCH = 1e-5
 """Seconds that the host takes to start one operation."""
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes of the storages that operations make, as long as they live.
 
     Attributes:
@@ -78,7 +78,7 @@ class _LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.moved = self.operations = 0
         self._seen: set[int] = set()
 
@@ -162,7 +162,7 @@ def step_cost(network: nn.Module, size: int, classes: int, text_dim: int, segmen
             # gradients of every logit, of its own type, as a loss gives them; gradients of weights are let go at once
             for parameter in network.parameters():
                 if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
             logits = [t for p in proposals for t in (p.mask_logits, p.class_logits)]
             gradients = [torch.empty_like(t) for t in logits]
             memory.peak = memory.live + held

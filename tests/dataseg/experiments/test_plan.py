@@ -109,7 +109,7 @@ def test_needs_neither_data_nor_network(monkeypatch, capsys):
     assert main([*small, "--gpus=2", "--gpu=a100-40", "--data.image_size=64"]) == 0
     out = capsys.readouterr().out
     assert "2 x a100-40: 40 GiB" in out
-    assert out.count(" bf16-mixed ") == out.count(" 32-true ") == 2  # ddp, fsdp
+    assert out.count("bf16-mixed ") == out.count("32-true ") == 2  # ddp, fsdp
 
 
 def test_an_unknown_gpu_names_the_others():
