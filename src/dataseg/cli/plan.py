@@ -44,16 +44,15 @@ class Planned(CoTrainingCLI):
         pass
 
 
-def _run(config: Namespace) -> plan.Run:
+def _run(config: Namespace, data: Any) -> plan.Run:
     kept = [c.init_args.keep_last for c in config.trainer.callbacks if c.class_path == "callbacks.Checkpoints"]
-    data = config.data.init_args
     if config.trainer.max_steps <= 0:
         raise UserError("trainer.max_steps must be set: the length of a run is counted in steps")
     return plan.Run(
         batch=data.batch_size,
         steps=config.trainer.max_steps,
         accumulate=config.trainer.accumulate_grad_batches,
-        image_size=data.image_size,
+        image_size=data.train_transform.image_size,
         checkpoints=sum(kept) + 1,  # the best
     )
 
@@ -94,8 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "need gpus >= 1, segments >= 1 and utilisation in (0, 1], got"
             f" {config.gpus}, {config.segments} and {config.utilisation}"
         )
-    run = _run(config)
-    classes = max(len(spec.vocabulary) for spec in cli.build_data().specs.values())
+    data = cli.build_data()
+    run = _run(config, data)
+    classes = max(len(spec.vocabulary) for spec in data.specs.values())
     section = without_downloads(config.model.network.as_dict())
     text_dim = section.get("init_args", section).get("text_dim", 768)  # of CLIP ViT-L/14
     count, trainable = plan.parameters(_network(section, {}))

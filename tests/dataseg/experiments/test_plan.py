@@ -106,7 +106,7 @@ def test_needs_neither_data_nor_network(monkeypatch, capsys):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(ROOT)
     small = [f"--config={ROOT / 'conf/exp/mini_all.yaml'}", "--data.root=/nowhere", *SMALL]
-    assert main([*small, "--gpus=2", "--gpu=a100-40", "--data.image_size=64"]) == 0
+    assert main([*small, "--gpus=2", "--gpu=a100-40", "--data.train_transform.image_size=64"]) == 0
     out = capsys.readouterr().out
     assert "2 x a100-40: 40 GiB" in out
     assert out.count("bf16-mixed ") == out.count("32-true ") == 2  # ddp, fsdp
