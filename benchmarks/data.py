@@ -44,11 +44,12 @@ from data_modules.datasets import TrainDataset
 from data_modules.formats import CocoPanoptic
 from data_modules.transforms import TrainTransform
 from dataseg.io.images import open_image, read_rgb_ids
-from dataseg.structures import PADDING_RGB, SegmentMap
+from dataseg.structures import SegmentMap
 
 Key = tuple[int, int]
 """Index and seed of a sample."""
 SIZE = 640
+MEAN_RGB = (124, 116, 104)
 SCALES = (0.1, 2.0)
 
 
@@ -130,7 +131,7 @@ class Masks:
     def _move(self, part: Any, plan: Plan) -> Any:
         is_mask = isinstance(part, tv_tensors.Mask)
         mode = v2.InterpolationMode.NEAREST_EXACT if is_mask else v2.InterpolationMode.BILINEAR
-        fill = 0 if is_mask else list(PADDING_RGB)
+        fill = 0 if is_mask else list(MEAN_RGB)
         if self.cut_first:
             part = functional.crop(part, *plan.window)
             part = functional.resize(part, list(plan.out), interpolation=mode, antialias=True)

@@ -60,7 +60,7 @@ class Stream:
         self._loader: DataLoader[Sample] | None = DataLoader(
             view,
             batch_sampler=self._sampler,
-            collate_fn=partial(Batch.collate, dataset=dataset, task=task, divisor=1),
+            collate_fn=partial(Batch.collate, dataset=dataset, task=task, size=view.transform.padded_size),
             **worker_options(num_workers, prefetch_factor),
         )
 

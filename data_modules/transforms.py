@@ -21,10 +21,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.annotation_index.coco_json import MIN_SIDE
-from dataseg.inference.resize import resize
+from dataseg.inference.resize import resize, to_tensor
 from dataseg.io.id_map import Runs
 from dataseg.io.images import ImageArray
-from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
+from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Target, UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its newest version
 import albumentations as A  # noqa: N812  # the name its documentation uses
@@ -95,14 +95,14 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
 
 @dataclass
 class TrainTransform:
-    """Large-scale jitter, horizontal flip, colour jitter, padding to a fixed square; then targets are tidied.
+    """Large-scale jitter, horizontal flip, colour jitter; then targets are tidied. Batches pad to a fixed square.
 
     Attributes:
-        image_size: side of the result, pixels.
+        image_size: side of the square, pixels.
         scale_range: bounds of the random scale; 1 = the longer side becomes ``image_size``.
         flip: probability of a horizontal flip.
         color_jitter: strength of brightness, contrast and saturation changes, and a quarter of it for hue; 0 = none.
-        augmentation: albumentations transforms, applied in this order before the padding; id maps are resampled by
+        augmentation: albumentations transforms, applied in this order; id maps are resampled by
             nearest neighbour, and what they uncover is `VOID`, or outside of every instance mask.
         min_box_side: boxes narrower or lower than this many pixels of the result are dropped.
 
@@ -128,7 +128,6 @@ class TrainTransform:
         hue = (-strength / 4, strength / 4)
         colors = [A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=1.0)] if strength else []
         self._jitter = ScaleAndCrop(size)
-        # padding comes last, and is cheaper done by hand
         self._pipelines = self._with_and_without_boxes([self._jitter, A.HorizontalFlip(p=self.flip), *colors])
         self._augmentations = self._with_and_without_boxes([_QUIET, *self.augmentation])
         problems = [problem for transform in _leaves(self.augmentation) if (problem := self._problem_of(transform))]
@@ -178,6 +177,11 @@ class TrainTransform:
             )
         return out | ({"mask": out["mask"] - 1} if "mask" in data else {})
 
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(rows, columns) that batches pad results to."""
+        return self.image_size, self.image_size
+
     def divisor(self, size: tuple[int, int], seed: int) -> int:
         """By how much the sides of an image of (H, W) may be divided when it is decoded: 1, 2, 4 or 8.
 
@@ -203,30 +207,17 @@ class TrainTransform:
             size: (H, W), if the image is smaller.
 
         Returns:
-            uint8 ``[3, image_size, image_size]``, the target in that frame, and what was dropped.
+            uint8 ``[3, H', W']``, sides of ``image_size`` at most, the target in that frame, and what was dropped.
         """
         self._jitter.source = size or (image.shape[0], image.shape[1])
         self._jitter.scale = self._scale(seed)
         if isinstance(target, SegmentMap):
             out = self._run(seed, image=image, mask=target.ids.numpy())
             moved, counts = compact(out["mask"], target)
-            ids = torch.full((self.image_size, self.image_size), VOID, dtype=moved.ids.dtype)
-            ids[: moved.ids.shape[0], : moved.ids.shape[1]] = moved.ids
-            moved.ids = ids
-            return self._padded(out["image"]), moved, counts
+            return to_tensor(out["image"]), moved, counts
         if isinstance(target, Boxes):
             return self._boxes(image, target, seed)
         return self._masks(image, target, seed)
-
-    def _padded(self, image: NDArray[Any]) -> Tensor:
-        """``[H, W, 3]`` -> ``[3, image_size, image_size]``, the image at the top left."""
-        rows, columns = image.shape[:2]
-        padded = np.empty((3, self.image_size, self.image_size), dtype=np.uint8)
-        for channel, value in zip(padded, PADDING_RGB, strict=True):
-            channel[rows:] = value
-            channel[:rows, columns:] = value
-        cv2.split(image, [channel[:rows, :columns] for channel in padded])
-        return torch.from_numpy(padded)
 
     def _run(self, seed: int, **data: Any) -> dict[str, Any]:
         out = _run(self._pipelines, seed, seed, data)
@@ -236,7 +227,7 @@ class TrainTransform:
         out = self._run(seed, image=image, bboxes=self._on_image(target.xyxy, image))
         boxes, kept = _moved(out)
         moved = Boxes(xyxy=boxes, labels=target.labels[kept])
-        return self._padded(out["image"]), moved, _dropped(len(target) - len(moved))
+        return to_tensor(out["image"]), moved, _dropped(len(target) - len(moved))
 
     def _on_image(self, xyxy: Tensor, image: ImageArray) -> NDArray[np.float32]:
         """Boxes ``[K, 4]`` on the image, which may have been decoded smaller, and the row of each; ``[K, 5]``."""
@@ -260,23 +251,20 @@ class TrainTransform:
         if unknown:
             data["bboxes"] = self._on_image(clipped[unknown], image)
         out = self._run(seed, **data)
-        masks = np.zeros((len(known), self.image_size, self.image_size), dtype=np.uint8)
-        rows, columns = out["image"].shape[:2]
-        for mask, moved_mask in zip(masks, out.get("masks", ()), strict=True):
-            mask[:rows, :columns] = moved_mask
-        kept = np.flatnonzero(masks.any(axis=(1, 2))).tolist()
+        masks = out.get("masks", ())
+        kept = [k for k, mask in enumerate(masks) if mask.any()]
         rles: list[Any] = [coco_mask.encode(np.asfortranarray(masks[k])) for k in kept]
         boxes, rest = _moved(out) if unknown else (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         sources = [known[k] for k in kept] + [unknown[k] for k in rest.tolist()]
         moved = InstanceMasks(
             rles=[*rles, *[None] * len(rest)],
             labels=target.labels[sources],
-            size=(self.image_size, self.image_size),
+            size=out["image"].shape[:2],
             is_crowd=None if target.is_crowd is None else target.is_crowd[sources],
             boxes=torch.cat([torch.zeros(len(kept), 4), boxes]) if unknown else None,
         )
         lost = len([k for k in set(known) - set(sources) if not _is_crowd(target, k)])
-        return self._padded(out["image"]), moved, _dropped(lost)
+        return to_tensor(out["image"]), moved, _dropped(lost)
 
 
 def _run(pipelines: dict[bool, A.Compose], numpy_seed: Any, python_seed: Any, data: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,13 @@ def check_ratios_equal(cli, found, plain):
     assert sorted(name for images in found.images for name in images) == ["ade", "coco", "o365"]
 
 
+def check_official_optimizer(cli, found, plain):
+    decays = {id(p): g["weight_decay"] for g in cli.trainer.optimizers[0].param_groups for p in g["params"]}
+    assert decays[id(cli.model.network.pixel_decoder.mask_projection.bias)] == 0.05
+    assert cli.model.optimization.milestones == (0.889, 0.963)
+    assert found.terms[0] == plain.terms[0]
+
+
 def check_classifier_learnt(cli, found, plain):
     vectors = {name: value for name, value in found.before.items() if ".class_vectors." in name}
     assert {name: len(value) for name, value in vectors.items()} == {

@@ -36,6 +36,7 @@ SETTINGS = (
     "model.network.backbone.name",
     "model.network.num_queries",
     "model.text.templates",
+    "model.criterion.padding",
     "model.criterion.box_supervision",
     "model.criterion.projection_weight",
     "model.criterion.affinity_weight",

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes
 from data_modules.transforms import TrainTransform, compact
 from dataseg.inference.resize import ResizeShortestEdge, to_tensor
-from dataseg.structures import PADDING_RGB, VOID, Boxes, InstanceMasks, SegmentMap, UserError
+from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
 
 SIZES = st.tuples(st.integers(3, 90), st.integers(3, 90))
 
@@ -34,14 +34,14 @@ def scene(size, seed=0, blocks=4):
 
 @given(SIZES, st.integers(0, 2**63 - 1), st.sampled_from([16, 33, 64]))
 @settings(max_examples=60, deadline=None)
-def test_maps_come_out_fixed_size_padded_and_compact(size, seed, out_size):
+def test_maps_come_out_of_the_images_size_and_compact(size, seed, out_size):
     image, target = scene(size, seed % 1000)
     transform = TrainTransform(out_size, (0.1, 2.0))
     pixels, moved, counts = transform(image, target, seed)
-    assert pixels.shape == (3, out_size, out_size)
+    assert max(pixels.shape[1:]) <= out_size
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
-    assert moved.ids.shape == (out_size, out_size)
+    assert moved.ids.shape == pixels.shape[1:]
     assert moved.ids.dtype == torch.int16
     present = sorted(set(moved.ids.unique().tolist()) - {VOID})
     assert present == list(range(len(moved)))
@@ -57,26 +57,8 @@ def test_image_and_map_stay_aligned(seed):
     image, target = scene((60, 80), seed % 997)
     pixels, moved, _ = TrainTransform(96, (1.0, 2.0))(image, target, seed)
     expected = torch.cat([moved.labels // 7 + 1, torch.zeros(1, dtype=torch.long)])[moved.ids.long()] * 40
-    content = (pixels != torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).any(0)
     agree = (pixels[0].long() - expected).abs() <= 1
-    assert agree[content].float().mean() > 0.75  # the rest: blended edges
-    assert (moved.ids[~content] == VOID).all()
-
-
-def test_padding_is_bottom_right_void_and_mean_colour():
-    image, target = scene((30, 40))
-    image[:] = 200
-    pixels, moved, _ = TrainTransform(64, (0.5, 0.5), flip=0)(image, target, 1)
-    assert pixels[:, :24, :32].eq(200).all()
-    for part in (np.s_[24:], np.s_[:, 32:]):
-        assert moved.ids[part].eq(VOID).all()
-    assert pixels[:, 24:].eq(torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all()
-
-
-def test_colours_leave_the_padding_alone():
-    image, target = scene((30, 40))
-    pixels, _, _ = TrainTransform(64, (0.5, 0.5), color_jitter=0.5)(image, target, 1)
-    assert pixels[:, 24:].eq(torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all()
+    assert agree.float().mean() > 0.75  # the rest: blended edges
 
 
 def test_the_seed_decides_everything():
@@ -169,7 +151,7 @@ def test_samples_without_targets_survive(seed):
     masks = InstanceMasks(rles=[None], labels=torch.tensor([1]), size=(20, 30))
     _, none, _ = transform(image, masks, seed)
     assert len(none) == 0
-    assert none.size == (16, 16)
+    assert none.size == moved.size
     assert counts == {}
 
 
@@ -253,7 +235,7 @@ def test_real_samples(real_data):
             kept = 0
             for seed in range(10):
                 pixels, moved, _ = transform(image, target, seed)
-                assert pixels.shape == (3, 256, 256)
+                assert max(pixels.shape[1:]) <= 256
                 kept += len(moved)
             assert kept > 0
 
@@ -272,7 +254,8 @@ def test_decoding_smaller_changes_no_target(seed, size):
         full, expected, counts = transform(image, kind, seed)
         small, found, counts_small = transform(smaller, kind, seed, size)
         assert counts == counts_small
-        assert small.shape == full.shape == (3, 64, 64)
+        assert small.shape == full.shape
+        assert max(full.shape[1:]) <= 64
         assert (full.float() - small.float()).abs().mean() < 3
         assert found.labels.equal(expected.labels)
         if isinstance(found, Boxes):
@@ -339,7 +322,6 @@ def test_an_augmentation_moves_image_maps_boxes_and_masks_together(added):
     for seed in range(5):
         pixels, moved, _ = transform(image, SegmentMap(torch.from_numpy(ids), labels), seed)
         painted = torch.stack([pixels[0], pixels[1]]) > 100
-        painted[:, (pixels == torch.tensor(PADDING_RGB, dtype=torch.uint8)[:, None, None]).all(0)] = False
         found = torch.stack([moved.ids == 0, moved.ids == 1])
         _, masks, _ = transform(image, InstanceMasks(rles=rles, labels=labels, size=(150, 200)), seed)
         assert masks.labels.tolist() == moved.labels.tolist() == [3, 5]

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataseg.structures import (
-    PADDING_RGB,
     VOID,
     Batch,
     Boxes,
@@ -144,25 +143,26 @@ def sample(image, name="a", **fields):
 @settings(deadline=None, max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
-    divisor=st.sampled_from([1, 8, 32]),
+    size=st.sampled_from([None, (40, 48)]),
 )
-def test_collate_pads_below_and_to_the_right(sizes, divisor):
+def test_collate_pads_below_and_to_the_right(sizes, size):
     images = [torch.full((3, *size), i, dtype=torch.uint8) for i, size in enumerate(sizes)]
     samples = [
         sample(image, str(i), seed=i, counts={"seen": 1, f"only_{i}": i}, is_padding=i == 1)
         for i, image in enumerate(images)
     ]
-    batch = Batch.collate(samples, "toy", Task.PANOPTIC, divisor)
+    batch = Batch.collate(samples, "toy", Task.PANOPTIC, size)
     count, channels, rows, columns = batch.images.shape
     assert (count, channels) == (len(sizes), 3)
     assert batch.images.dtype == torch.uint8
-    assert rows % divisor == columns % divisor == 0
-    assert 0 <= rows - max(s[0] for s in sizes) < divisor
-    assert 0 <= columns - max(s[1] for s in sizes) < divisor
+    if size:
+        assert (rows, columns) == size
+    else:
+        assert rows % 32 == columns % 32 == 0
+        assert 0 <= rows - max(s[0] for s in sizes) < 32
+        assert 0 <= columns - max(s[1] for s in sizes) < 32
     for padded, image, (height, width) in zip(batch.images, images, sizes, strict=True):
         assert torch.equal(padded[:, :height, :width], image)
-        for strip in (padded[:, height:], padded[:, :, width:]):
-            assert (strip == torch.tensor(PADDING_RGB)[:, None, None]).all()
     assert len(batch) == len(sizes)
     assert (batch.dataset, batch.task) == ("toy", Task.PANOPTIC)
     assert batch.sizes == sizes

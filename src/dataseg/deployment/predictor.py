@@ -170,7 +170,7 @@ class Predictor:
         chosen = self.vocabulary(vocabulary, stuff)
         classes = self.classes(chosen)
         results = segment(
-            lambda images: cast(Proposals, self.network(images, classes)[-1]),
+            lambda images, sizes: cast(Proposals, self.network(images, classes, sizes)[-1]),
             self._batch(image_HW3, task),
             DatasetSpec(chosen, (task,), self.views),
             self.postprocess,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dataseg.network import SegmentationNetwork
-from dataseg.structures import PADDING_RGB, ClassEmbeddings, UserError, Vocabulary
+from dataseg.structures import ClassEmbeddings, UserError, Vocabulary
 from dataseg.structures.geometry import DIVISOR
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,6 @@ class FixedVocabulary(nn.Module):
 
     vectors: Tensor
     class_index: Tensor
-    padding: Tensor
 
     def __init__(self, network: SegmentationNetwork, classes: ClassEmbeddings, any_size: bool = True) -> None:
         super().__init__()
@@ -70,7 +69,11 @@ class FixedVocabulary(nn.Module):
         self.any_size = any_size
         self.register_buffer("vectors", classes.vectors)
         self.register_buffer("class_index", classes.class_index)
-        self.register_buffer("padding", torch.tensor(PADDING_RGB, dtype=torch.float32).view(3, 1, 1))
+
+    @property
+    def padding_rgb(self) -> tuple[float, ...]:
+        """Colour that is exactly 0 once normalised, as float32."""
+        return tuple(self.network.pixel_mean.flatten().tolist())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Propose.
@@ -82,13 +85,13 @@ class FixedVocabulary(nn.Module):
             Class logits ``[B, Q, C + 1]``, the background last, and mask logits ``[B, Q, h, w]`` of the image padded
             to multiples of 32 at the bottom and right.
         """
+        normalized = self.network.normalize(images)
         if self.any_size:
             # in this form the exporter sees that the padded sides are multiples
             rows, columns = ((n + DIVISOR - 1) // DIVISOR * DIVISOR for n in images.shape[2:])
-            missing = (0, columns - images.shape[3], 0, rows - images.shape[2])
-            images = F.pad(images - self.padding, missing) + self.padding
+            normalized = F.pad(normalized, (0, columns - images.shape[3], 0, rows - images.shape[2]))
         classes = ClassEmbeddings(self.vectors, self.class_index, self.num_classes, self.vocabulary)
-        proposals = self.network(images, classes)[-1]
+        (proposals,) = self.network.classify(self.network.decode(normalized)[-1:], classes)
         return proposals.class_logits, proposals.mask_logits
 
 
@@ -132,7 +135,7 @@ class TracedNetwork:
         """What it takes, for people."""
         sides = f"{DIVISOR * (MIN_BLOCKS - 1) + 1} to {DIVISOR * MAX_BLOCKS} pixels"
         if not self.model.any_size:
-            colour = f"RGB {PADDING_RGB} at the bottom and right"
+            colour = f"RGB {self.model.padding_rgb} at the bottom and right, which is 0 once normalised"
             sides = f"multiples of {DIVISOR} from {DIVISOR * MIN_BLOCKS} pixels, padded with {colour}"
         return f"float32 [B, 3, H, W], RGB, 0 to 255; sides: {sides}"
 

@@ -7,7 +7,7 @@ after it: memory depends neither on their number nor on the image's height.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import product
 
@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from dataseg.inference.postprocess import PostProcessor, semantic_of_views
 from dataseg.inference.view_merging import View
-from dataseg.structures import PADDING_RGB, Batch, DatasetSpec, Proposals, Segments, Task, TestTimeAugmentation
+from dataseg.structures import Batch, DatasetSpec, Proposals, Segments, Task, TestTimeAugmentation
 from dataseg.structures.geometry import ImageGeometry, padded_size
 
-Network = Callable[[Tensor], Proposals]
-"""Images uint8 ``[B, 3, H, W]`` -> the last layer's proposals, with one vocabulary."""
+Network = Callable[[Tensor, Sequence[tuple[int, int]]], Proposals]
+"""Images uint8 ``[B, 3, H, W]``, and (rows, columns) of each that are image -> the last layer's proposals, with one
+vocabulary."""
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def segment(
             results[task] = [semantic_of_views(some, postprocess.semantic) for some in views]
             continue
         if plain is None:
-            plain = network(batch.images)
+            plain = network(batch.images, batch.sizes)
         results[task] = postprocess(plain, batch, spec.vocabulary.is_thing, task)
     return results
 
@@ -124,10 +125,9 @@ class _Picture:
     def propose(self, geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
         """Run the network on one window: class logits ``[Q, C + 1]`` and mask logits ``[Q, h, w]``."""
         (top, left), (rows, columns) = geometry.offset, geometry.size
-        padding = torch.tensor(PADDING_RGB, dtype=torch.uint8, device=self.image.device)
-        window_3HW = padding[:, None, None].repeat(1, *geometry.padded)
+        window_3HW = self.image.new_zeros(3, *geometry.padded)
         window_3HW[:, :rows, :columns] = self.image[:, top : top + rows, left : left + columns]
-        proposals = self._network(window_3HW[None])
+        proposals = self._network(window_3HW[None], [geometry.size])
         return proposals.class_logits[0], proposals.mask_logits[0]
 
 

@@ -42,7 +42,7 @@ def color_similarity(image_3HW: Tensor, cells: tuple[int, int], grid: tuple[int,
 
     Args:
         image_3HW: uint8 RGB, padded input.
-        cells: rows and columns of the grid that belong to the image; 0 beyond them.
+        cells: rows and columns of the grid that belong to the image; edges that leave it have similarity 0.
         grid: rows and columns (h, w) over the padded input; colours are averaged over a cell.
     """
     rgb_3hw = functional.adaptive_avg_pool2d(image_3HW.float() / 255, grid)

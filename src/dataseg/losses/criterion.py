@@ -41,6 +41,7 @@ class _Image:
         pixels: uint8 ``[3, H, W]``, padded.
         target: after MERGE.
         geometry: where the image lies in the padded input.
+        region: where losses are taken: the image, or all of the padded input.
         labels: int64 ``[K]``.
         boxes: of a target of boxes, else None.
         seed: of its points.
@@ -50,10 +51,17 @@ class _Image:
     pixels: Tensor
     target: Target
     geometry: ImageGeometry
+    region: ImageGeometry
     labels: Tensor
     boxes: BoxTargets | None
     seed: int
     image_id: str
+
+    def place(self, points_P2: Tensor) -> tuple[Tensor, Tensor]:
+        """Points in [0, 1] of the region, as those of the image (beyond 1 in the padding) and of the padded input."""
+        if self.region is self.geometry:
+            return points_P2, self.geometry.to_padded(points_P2)
+        return self.geometry.to_image(points_P2), points_P2
 
     @property
     def masks(self) -> SegmentMap | InstanceMasks:
@@ -65,7 +73,7 @@ class _Image:
 class Criterion(nn.Module):
     """Loss of a batch of one dataset (method: Supervision). Sample by sample, masks and boxes may be mixed.
 
-    Points are random, but a pure function of the sample's seed: the batch, its padding and the rank do not matter.
+    Points are random, but a pure function of the sample's seed: neither the other samples nor the rank matter.
     As in Mask2Former every layer is matched by itself. Departures, equal in expectation: matching points are shared
     by the layers of an image, and the points that the uncertain ones are chosen from by all masks of an image and
     layer, so that targets are read once.
@@ -85,6 +93,7 @@ class Criterion(nn.Module):
         affinity_threshold: float = 0.3,
         mask_loss: MaskLoss = "bce",
         box_supervision: Literal["projection", "off"] = "projection",
+        padding: Literal["background", "void"] = "background",
     ) -> None:
         """Weights are those of the terms, in matching costs as in losses.
 
@@ -101,6 +110,9 @@ class Criterion(nn.Module):
             affinity_threshold: colour similarity from which neighbours should be on one side (BoxInst: 0.3).
             mask_loss: point-wise mask loss of mask-supervised samples.
             box_supervision: "off": boxes are matched and classified, but give no mask loss.
+            padding: "background": the padding belongs to no segment, and masks of all kinds of targets are compared
+                there too, as in the official Mask2Former, so that its published scores hold. "void": it takes part in
+                no loss, all points lie in the image.
         """
         super().__init__()
         if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_ratio <= 1:
@@ -118,7 +130,7 @@ class Criterion(nn.Module):
             self.weights["affinity"] = affinity_weight
         self.affinity_threshold = affinity_threshold
         self.mask_loss: MaskLoss = mask_loss
-        self.box_supervision = box_supervision
+        self.padding: Literal["background", "void"] = padding
         self.matcher = HungarianMatcher(class_weight, mask_weight, dice_weight, projection_weight, mask_loss)
 
     def forward(
@@ -133,8 +145,11 @@ class Criterion(nn.Module):
         Args:
             proposals: one per layer, of the whole batch.
             batch: targets are those after MERGE, on the proposals' device.
-            mean_over_ranks: averages what the sums are divided by, float32 ``[2]``: the number of target segments, and
-                the sum of the class weights of all queries. It is called before matching, so that ranks need not wait.
+            mean_over_ranks: averages what the sums are divided by, float32 ``[2]``: the number of target segments,
+                for mask terms, of which at least 1 counts as in the official Mask2Former; and the sum of the class
+                weights of all queries, for the class term. The official class term is divided by the rank's own sum,
+                so that the queries of ranks with few segments weigh more. It is called before matching, so that ranks
+                need not wait.
             representatives: int64 ``[L, B, Q]``, the query that stands for each, where proposals were merged (then its
                 mask is the group's); None = each for itself. The others are matched only where segments outnumber
                 representatives. Unless they are, they learn the representative's class, with the weight of unmatched
@@ -149,10 +164,9 @@ class Criterion(nn.Module):
             UserError: a target is of another size than its image.
         """
         with torch.autocast(device_type=proposals[0].class_logits.device.type, enabled=False):
-            images = _images(batch, proposals[0].mask_logits.shape[-2:])
+            images = _images(batch, proposals[0].mask_logits.shape[-2:], self.padding)
             normalizers = mean_over_ranks(self._normalizers(images, proposals[0].class_logits.shape[1]))
-            # below 1 only where no rank has a segment, and then every sum is 0
-            segments, class_weights = normalizers[0].clamp(min=1e-6), normalizers[1]
+            segments, class_weights = normalizers[0].clamp(min=1), normalizers[1]
             matches = self._match(proposals, images, representatives)
             sums = self._mask_sums(proposals, images, matches)
             losses = {"class": self._class_sum(proposals, images, matches, representatives) / class_weights}
@@ -178,9 +192,10 @@ class Criterion(nn.Module):
             elif image.boxes is not None:
                 prepared.append(image.boxes)
             else:
-                points_P2 = uniform_points(image.seed, MATCHING_STREAM, (self.num_points,), device)
+                drawn_P2 = uniform_points(image.seed, MATCHING_STREAM, (self.num_points,), device)
+                points_P2, padded_P2 = image.place(drawn_P2)
                 values_KP, valid_P = sample_target(image.masks, image.geometry, points_P2)
-                prepared.append(PointTargets(image.geometry.to_padded(points_P2), values_KP, valid_P))
+                prepared.append(PointTargets(padded_P2, values_KP, valid_P))
         labels, ids = [image.labels for image in images], [image.image_id for image in images]
         return self.matcher(proposals, labels, prepared, ids, representatives)
 
@@ -239,18 +254,18 @@ class Criterion(nn.Module):
         points_LN2 = uniform_points(
             image.seed, LOSS_STREAM, (layers, self.num_candidates + uniform), segments_LM.device
         )
+        points_LN2, padded_LN2 = image.place(points_LN2)
         values_KN, valid_N = sample_target(image.masks, image.geometry, points_LN2.flatten(0, 1))
         values_KLN, valid_LN = values_KN.view(-1, *points_LN2.shape[:2]), valid_N.view(points_LN2.shape[:2])
-        points_LN2 = image.geometry.to_padded(points_LN2)
         with torch.no_grad():
-            scores_LMN = sample_logits(logits_LMhw, points_LN2[:, : self.num_candidates])
+            scores_LMN = sample_logits(logits_LMhw, padded_LN2[:, : self.num_candidates])
             chosen_LMP = select_uncertain(scores_LMN, valid_LN[:, : self.num_candidates], self.num_uncertain)
             others_P = torch.arange(self.num_candidates, self.num_candidates + uniform, device=segments_LM.device)
             chosen_LMP = torch.cat([chosen_LMP, others_P.expand(layers, masks, -1)], -1)
             layer_L11 = torch.arange(layers, device=segments_LM.device)[:, None, None]
             values_LMP = values_KLN[segments_LM[..., None], layer_L11, chosen_LMP]
             valid_LMP = valid_LN[layer_L11, chosen_LMP]
-            points_LMP2 = points_LN2[layer_L11, chosen_LMP]
+            points_LMP2 = padded_LN2[layer_L11, chosen_LMP]
         sampled = sample_logits(logits_LMhw.flatten(0, 1)[:, None], points_LMP2.flatten(0, 1))
         logits_LMP = sampled.view(layers, masks, -1)
         return {
@@ -266,9 +281,10 @@ class Criterion(nn.Module):
         terms = {"projection": projection_loss(mask_profiles(logits_LMhw, boxes.cells), wanted).sum()}
         if "affinity" in self.weights:
             grid = logits_LMhw.shape[-2], logits_LMhw.shape[-1]
-            similarity_Ehw = color_similarity(image.pixels, boxes.cells, grid)
-            inside_LMhw = wanted[0][..., None, :] * wanted[1][..., None]
-            image_logits = logits_LMhw[..., : boxes.cells[0], : boxes.cells[1]]
+            rows, columns = image.geometry.cells(*grid)
+            similarity_Ehw = color_similarity(image.pixels, (rows, columns), grid)
+            inside_LMhw = wanted[0][..., None, :columns] * wanted[1][..., :rows, None]
+            image_logits = logits_LMhw[..., :rows, :columns]
             losses_LM = affinity_loss(image_logits, similarity_Ehw, inside_LMhw, self.affinity_threshold)
             terms["affinity"] = losses_LM.sum()
         return terms
@@ -284,21 +300,23 @@ def _connected_zero(proposals: Sequence[Proposals], matched_LThw: Tensor) -> Ten
     return 0.0 * sum((p.class_logits[0, 0, 0].float() for p in proposals), start=masks)
 
 
-def _images(batch: Batch, grid: Sequence[int]) -> list[_Image]:
+def _images(batch: Batch, grid: Sequence[int], padding: Literal["background", "void"]) -> list[_Image]:
     """The images of a batch; checks that targets agree with their sizes.
 
     Args:
         batch: after MERGE.
         grid: rows and columns of the mask logits.
+        padding: see `Criterion`.
     """
     padded = batch.images.shape[2], batch.images.shape[3]
     found = []
     for i, target in enumerate(batch.targets):
         geometry = ImageGeometry(padded, batch.sizes[i])
         check_geometry(target, geometry, batch.image_ids[i])
-        boxes = _box_targets(target, geometry, grid) if isinstance(target, Boxes) else None
-        labels_K = target_labels(target)
-        found.append(_Image(batch.images[i], target, geometry, labels_K, boxes, batch.seeds[i], batch.image_ids[i]))
+        region = geometry if padding == "void" else ImageGeometry(padded, padded)
+        boxes = _box_targets(target, region, grid) if isinstance(target, Boxes) else None
+        own = target_labels(target), boxes, batch.seeds[i], batch.image_ids[i]
+        found.append(_Image(batch.images[i], target, geometry, region, *own))
     return found
 
 

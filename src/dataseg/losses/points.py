@@ -3,8 +3,8 @@
 Shape legend: ``N`` = independent images or layers, ``M`` = masks that share points, ``K`` = target segments,
 ``P`` = points, ``H, W`` = image rows and columns, ``h, w`` = rows and columns of the mask logits.
 
-Points are ``(x, y)`` in [0, 1], relative to the **image without its padding**, so that they are the same whatever
-the batch it is padded in. `ImageGeometry.to_padded` moves them to the padded input's.
+Points are ``(x, y)`` relative to the **image without its padding**: in [0, 1] inside of it, beyond 1 in the padding,
+which belongs to no segment. `ImageGeometry.to_padded` moves them to the padded input's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def sample_map(ids_HW: Tensor, count: int, points_P2: Tensor) -> tuple[Tensor, T
     Args:
         ids_HW: integer, values ``0..count - 1`` or `VOID`.
         count: K.
-        points_P2: float, ``(x, y)`` in [0, 1] of the map.
+        points_P2: float, ``(x, y)`` in [0, 1] of the map; others are in no segment.
 
     Returns:
         Membership of each point in each segment, float32 ``[K, P]`` in [0, 1]; and whether the point is clear of
@@ -76,7 +76,7 @@ def sample_masks(masks_KHW: Tensor, void_HW: Tensor | None, points_P2: Tensor) -
     Args:
         masks_KHW: uint8 or bool, any strides.
         void_HW: bool, pixels that take part in no loss; None = no such pixel.
-        points_P2: float, ``(x, y)`` in [0, 1].
+        points_P2: float, ``(x, y)`` in [0, 1]; others are in no mask.
 
     Returns:
         As `sample_map`: float32 ``[K, P]`` and bool ``[P]``.
@@ -134,7 +134,7 @@ def sample_target(
     Args:
         target: of the image's size, padded or not; its padding is not looked at.
         geometry: the image's.
-        points_P2: float, ``(x, y)`` in [0, 1] of the image.
+        points_P2: float, ``(x, y)`` in [0, 1] of the image; beyond 1 in its padding.
 
     Returns:
         Float32 ``[K, P]`` in [0, 1], rows as in `target_labels`; and bool ``[P]``: clear of VOID.

@@ -50,25 +50,35 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1))
 
-    def forward(self, images: Tensor, classes: ClassEmbeddings) -> list[Proposals]:
+    def forward(
+        self, images: Tensor, classes: ClassEmbeddings, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Proposals]:
         """Propose.
 
         Args:
             images: ``[B, 3, H, W]``, RGB, uint8 or float, values 0 to 255; any size.
             classes: the vocabulary's text embeddings, on the device of the images.
+            sizes: (rows, columns) of each that are image; the rest is padding, whatever stands there. None = all.
 
         Returns:
             What `decode` gives, classified; the last item is the result.
         """
-        return self.classify(self.decode(images), classes)
+        return self.classify(self.decode(self.normalize(images, sizes)), classes)
 
-    def decode(self, images: Tensor) -> list[Queries]:
-        """The part of `forward` that is independent of the vocabulary: all of it but the classifier."""
+    def normalize(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Images as in `forward` -> float, of mean 0 and standard deviation 1 on the backbone's training images.
+
+        Padding beyond ``sizes`` (as in `forward`) is exactly 0, as where backbones pad.
+        """
+        normalized = (images - self.pixel_mean) / self.pixel_std
+        for i, (rows, columns) in enumerate(sizes or ()):
+            normalized[i, :, rows:] = 0
+            normalized[i, :, :, columns:] = 0
+        return normalized
+
+    def decode(self, normalized: Tensor) -> list[Queries]:
+        """The part of `forward` between `normalize` and `classify`, which is independent of the vocabulary."""
         raise NotImplementedError
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images as in `forward` -> float, of mean 0 and standard deviation 1 on the backbone's training images."""
-        return (images - self.pixel_mean) / self.pixel_std
 
     def classify(self, queries: Sequence[Queries], classes: ClassEmbeddings) -> list[Proposals]:
         """Apply a vocabulary to decoded queries; cheap beside `decode`.

@@ -77,15 +77,15 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         self._probabilities = [mask_probability(step / total_steps, interval) for interval in self.annealing]
         self.mask_probability.copy_(torch.tensor(self._probabilities))
 
-    def decode(self, images: Tensor) -> list[Queries]:
-        """See `SegmentationNetwork.decode`; sizes that patches do not divide are filled up with the mean colour.
+    def decode(self, normalized: Tensor) -> list[Queries]:
+        """See `SegmentationNetwork.decode`; sizes that patches do not divide are filled up with zeros, the mean colour.
 
         Returns:
             Queries before each of the last ``num_blocks`` blocks (deep supervision; in training mode only) and after
             the last.
         """
-        H, W = images.shape[-2:]
-        padded = F.pad(self.normalize(images), (0, -W % PATCH, 0, -H % PATCH))
+        H, W = normalized.shape[-2:]
+        padded = F.pad(normalized, (0, -W % PATCH, 0, -H % PATCH))
         grid = padded.shape[-2] // PATCH, padded.shape[-1] // PATCH
         tokens, rotary = self.backbone.embed(padded)
         first = self.backbone.depth - self.num_blocks

@@ -64,18 +64,18 @@ class MaskClassificationNetwork(SegmentationNetwork):
         )
         self.classifier = classifier or TextClassifier(hidden_dim, text_dim)
 
-    def decode(self, images: Tensor) -> list[Queries]:
+    def decode(self, normalized: Tensor) -> list[Queries]:
         """See `SegmentationNetwork.decode`.
 
         Returns:
             Queries before the first decoder layer and after each (deep supervision): ``decoder_layers + 1`` items.
         """
-        mask_features, maps = self.features(images)
+        mask_features, maps = self.features(normalized)
         return [Queries(*prediction) for prediction in self.transformer_decoder(mask_features, maps)]
 
-    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Mask features ``[B, D, h, w]`` and the maps ``[B, D, ., .]`` of strides 32, 16, 8; images as in `forward`."""
-        mask_features, maps = self.pixel_decoder(self.backbone(self.normalize(images)))
+    def features(self, normalized: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Mask features ``[B, D, h, w]`` and the maps ``[B, D, ., .]`` of strides 32, 16, 8; from `normalize`."""
+        mask_features, maps = self.pixel_decoder(self.backbone(normalized))
         return mask_features, maps
 
     def fsdp_blocks(self) -> list[nn.Module]:

@@ -10,14 +10,13 @@ Boxes are ``xyxy`` in absolute pixels; column 0 of a pixel spans [0, 1]. Class l
 ``0..C-1`` into a `Vocabulary`, never official ids.
 """
 
-from dataseg.structures.batch import PADDING_RGB, UNREADABLE, Batch, Proposals, Sample
+from dataseg.structures.batch import UNREADABLE, Batch, Proposals, Sample
 from dataseg.structures.errors import UserError
 from dataseg.structures.evaluation import DatasetSpec, Task, TestTimeAugmentation
 from dataseg.structures.segments import VOID, Boxes, InstanceMasks, SegmentMap, Segments, Target
 from dataseg.structures.vocabulary import ClassEmbeddings, ClassSpec, Vocabulary
 
 __all__ = [
-    "PADDING_RGB",
     "UNREADABLE",
     "VOID",
     "Batch",

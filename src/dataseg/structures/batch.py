@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from dataseg.structures.evaluation import Task
-from dataseg.structures.geometry import DIVISOR, padded_size
+from dataseg.structures.geometry import padded_size
 from dataseg.structures.segments import Movable, Target
-
-PADDING_RGB = (124, 116, 104)
-"""Colour of padding: ImageNet's mean, so that it is zero once the network has normalised it."""
-
 
 UNREADABLE = "unreadable: "
 """Start of the keys of ``counts`` that name a training sample that could not be read; the message follows."""
@@ -55,9 +51,10 @@ class Batch(Movable):
     Attributes:
         dataset: its name in the configuration, e.g. ``coco``; names its losses and metrics.
         task: the MERGE rule of its targets.
-        images: uint8 ``[B, 3, H, W]``, padded with `PADDING_RGB` at the bottom and right.
-        sizes: (rows, columns) that are image, not padding, per sample.
-        targets: length B. Maps have the padded size in training (padding is `VOID`).
+        images: uint8 ``[B, 3, H, W]``, padded at the bottom and right; what stands there means nothing, see ``sizes``.
+        sizes: (rows, columns) that are image, not padding, per sample. The network sets what lies beyond them to 0
+            after its normalisation.
+        targets: length B. For training in the frame of the image without its padding.
         image_ids, original_sizes, seeds, is_padding: see `Sample`; length B.
         counts: summed over samples.
     """
@@ -82,12 +79,17 @@ class Batch(Movable):
         return len(self.images)
 
     @classmethod
-    def collate(cls, samples: Sequence[Sample], dataset: str, task: Task, divisor: int = DIVISOR) -> Self:
-        """Pad samples to one size, a multiple of ``divisor``."""
+    def collate(cls, samples: Sequence[Sample], dataset: str, task: Task, size: tuple[int, int] | None = None) -> Self:
+        """Pad samples to one size.
+
+        Args:
+            samples: of one dataset.
+            dataset: its name.
+            task: the MERGE rule of its targets.
+            size: (rows, columns) to pad to; None = the least multiples of `DIVISOR` that hold all samples.
+        """
         largest = max(s.image.shape[1] for s in samples), max(s.image.shape[2] for s in samples)
-        rows, columns = padded_size(largest, divisor)
-        padding = torch.tensor(PADDING_RGB, dtype=torch.uint8)[None, :, None, None]
-        images = padding.repeat(len(samples), 1, rows, columns)
+        images = torch.zeros(len(samples), 3, *(size or padded_size(largest)), dtype=torch.uint8)
         counts: dict[str, int] = {}
         for image, sample in zip(images, samples, strict=True):
             image[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image

@@ -14,9 +14,9 @@ DIVISOR = 32
 """Sides of the network's input are multiples of it: the largest stride of its feature maps."""
 
 
-def padded_size(size: tuple[int, int], divisor: int = DIVISOR) -> tuple[int, int]:
-    """The smallest (rows, columns) that are multiples of ``divisor`` and hold ``size``."""
-    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (rows, columns) that are multiples of `DIVISOR` and hold ``size``."""
+    return -(-size[0] // DIVISOR) * DIVISOR, -(-size[1] // DIVISOR) * DIVISOR
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class ImageGeometry:
         """Points ``[..., 2]`` (x, y) of the image, in [0, 1], as points of the padded input, in [0, 1]."""
         x_P, y_P = points_P2.unbind(-1)
         return torch.stack([x_P * (self.size[1] / self.padded[1]), y_P * (self.size[0] / self.padded[0])], -1)
+
+    def to_image(self, points_P2: Tensor) -> Tensor:
+        """The reverse of `to_padded`; points of the padding lie beyond 1."""
+        x_P, y_P = points_P2.unbind(-1)
+        return torch.stack([x_P * (self.padded[1] / self.size[1]), y_P * (self.padded[0] / self.size[0])], -1)
 
     def cells(self, grid_rows: int, grid_columns: int) -> tuple[int, int]:
         """Rows and columns of a grid over the padded input whose centres lie in the image; at least one of each."""

@@ -198,7 +198,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         Proposals that cannot be matched give NaN, connected to all of them in the graph, and ``cost_error`` says why:
         were it raised here, other ranks would wait for this one's gradient.
         """
-        proposals = self.network(batch.images, self._classes(batch.dataset))
+        proposals = self.network(batch.images, self._classes(batch.dataset), batch.sizes)
         merged, batch, representatives = self._merged(proposals, batch)
         try:
             terms: dict[str, Tensor] = self.criterion(merged, batch, _mean_over_ranks, representatives)
@@ -236,7 +236,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         """Segments of each image at its original size, by task of the batch's dataset."""
         classes = self._classes(batch.dataset)
         segments = segment(
-            lambda images: cast(Proposals, self.network(images, classes)[-1]),
+            lambda images, sizes: cast(Proposals, self.network(images, classes, sizes)[-1]),
             batch,
             self.datasets[batch.dataset],
             self.postprocess,

@@ -151,7 +151,7 @@ def expected(image: np.ndarray, chosen: Vocabulary, task: Task):
     sample = Sample(pixels, Boxes(torch.zeros(0, 4), torch.zeros(0).long()), "", image.shape[:2])
     batch = Batch.collate([sample], "home", task)
     with torch.no_grad():
-        proposals = network(batch.images, classes)[-1]
+        proposals = network(batch.images, classes, batch.sizes)[-1]
     post = PostProcessor(panoptic=PanopticOptions(score_threshold=0.0, overlap_threshold=0.0))
     return post(proposals, batch, chosen.is_thing, task)[0]
 

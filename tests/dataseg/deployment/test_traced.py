@@ -35,12 +35,17 @@ def test_pads_as_evaluation_does():
     image = images_of((3, 65, 97)).to(torch.uint8)
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0).long())
     batch = Batch.collate([Sample(image, nothing, "", (65, 97))], "x", Task.PANOPTIC)
-    wanted = network(batch.images, classes)[-1]
+    wanted = network(batch.images, classes, batch.sizes)[-1]
     class_logits, mask_logits = FixedVocabulary(network, classes)(image[None].float())
     assert class_logits.shape == (1, 6, 3 + 1)
     assert mask_logits.shape == (1, 6, 96 // 4, 128 // 4)
     torch.testing.assert_close(class_logits, wanted.class_logits)
     torch.testing.assert_close(mask_logits, wanted.mask_logits)
+    multiples = FixedVocabulary(network, classes, any_size=False)
+    padded = torch.tensor(multiples.padding_rgb)[:, None, None].repeat(1, 1, 96, 128)
+    padded[..., :65, :97] = image
+    for ours, theirs in zip(multiples(padded), (class_logits, mask_logits), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -231,26 +231,71 @@ def test_void_has_no_influence(toys):
         assert p.mask_logits.grad.abs().sum() > 0
 
 
-def test_padding_has_no_influence(toys):
+def test_void_padding_has_no_influence(toys):
     """Alone or padded beside a larger image: the same points, the same loss. Logits are 0 in the padding."""
     small, large = (32, 48), (64, 64)
-    for target in (toys.map(small, 3, 4), toys.boxes(small, 3, 4)):
+    criterion = Criterion(num_points=300, padding="void")
+    for target in (toys.map(small, 3, 4), toys.instances(toys.map(small, 3, 4)), toys.boxes(small, 3, 4)):
         alone = toys.proposals(toys.batch([small]), 5, 4)
         masks = torch.zeros(1, 5, 16, 16)
         masks[..., :8, :12] = alone[0].mask_logits.detach()
         padded = [Proposals(alone[0].class_logits, masks)]
-        criterion = Criterion(num_points=300)
         expected = totals(criterion(alone, having(toys.batch([small]), [target])))
-        batch = toys.batch([small], divisor_size=large)
-        assert totals(criterion(padded, having(batch, [target]))) == pytest.approx(expected, rel=1e-4)
+        batch = having(toys.batch([small], divisor_size=large), [target])
+        assert totals(criterion(padded, batch)) == pytest.approx(expected, rel=1e-4)
         if isinstance(target, Boxes):
             masks[..., 8:, :] = masks[..., 12:] = 50.0
-            assert totals(criterion(padded, having(batch, [target]))) == pytest.approx(expected, rel=1e-4)
-        else:
-            ids = torch.full(large, VOID, dtype=torch.int32)
-            ids[: small[0], : small[1]] = target.ids
-            in_padding = SegmentMap(ids, target.labels)
-            assert totals(criterion(padded, having(batch, [in_padding]))) == pytest.approx(expected, rel=1e-4)
+            assert totals(criterion(padded, batch)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["map", "instances", "boxes"])
+def test_padding_is_background_by_default(toys, kind):
+    """As if the target had been drawn on the padded canvas, where nothing lies beyond the image."""
+    small, large = (32, 48), (64, 64)
+    target = toys.map(small, 3, 4, void=False)
+    ids = torch.full(large, 3, dtype=torch.int32)  # a segment of its own, of which only the others are asked for
+    ids[: small[0], : small[1]] = target.ids
+    masks = torch.stack([ids == k for k in range(3)])
+    canvas = InstanceMasks([toys.rle(m) for m in masks], target.labels, large)
+    boxes = toys.boxes(small, 3, 4)
+    cut, whole = {
+        "map": (target, canvas), "instances": (toys.instances(target), canvas), "boxes": (boxes, boxes)
+    }[kind]  # fmt: skip
+    batch = toys.batch([small], divisor_size=large)
+    proposals = toys.proposals(batch, 5, 4, layers=2)
+    criterion = Criterion(num_points=300)
+    expected = totals(criterion(proposals, having(replace(batch, sizes=[large]), [whole])))
+    assert totals(criterion(proposals, having(batch, [cut]))) == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():
+        for p in proposals:
+            p.mask_logits[..., 12:] = 50.0
+    term = "projection" if kind == "boxes" else "dice"
+    after = totals(criterion(proposals, having(batch, [cut])))[term]
+    assert abs(after / expected[term] - 1) > 1e-3, "masks are compared in the padding too"
+
+
+@pytest.mark.parametrize("padding", ["background", "void"])
+def test_small_images_have_as_many_points(toys, padding):
+    """Between draws of points the loss of an image of a tenth of the padded sides varies as little as any."""
+    size = (64, 64)
+    target, found = toys.map(size, 3, 4, void=False), []
+    for seed in range(6):
+        batch = having(toys.batch([size], seeds=[seed], divisor_size=(640, 640)), [target])
+        with torch.no_grad():
+            losses = Criterion(padding=padding)(toys.proposals(batch, 5, 4), batch)
+        found.append(losses["mask"] + losses["dice"])
+    values = torch.stack(found)
+    assert values.std() / values.mean() < 0.02
+
+
+def test_less_than_one_segment_a_rank_counts_as_one(toys):
+    """Ranks with one segment and none, by hand: the official code clamps their mean, 1/2, at 1."""
+    batch, target = toys.batch([SIZE]), toys.map(SIZE, 1, 5, void=False)
+    proposals, criterion = toys.proposals(batch, 6, 5), Criterion(num_points=64)
+    alone = criterion(proposals, having(batch, [target]))  # over 1 segment
+    on_first = criterion(proposals, having(batch, [target]), lambda own: torch.tensor([0.5, own[1]]))
+    for term in ("mask", "dice"):
+        torch.testing.assert_close(on_first[term], alone[term])
 
 
 def test_points_depend_on_the_seed_alone(toys):

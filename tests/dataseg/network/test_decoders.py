@@ -78,17 +78,31 @@ def test_documented_shapes(dtype, size):
     images = torch.randint(0, 256, (2, 3, *size)).to(dtype)
     h, w = -(-size[0] // 4), -(-size[1] // 4)
     model = network()
-    mask_features, maps = model.features(images)
+    mask_features, maps = model.features(model.normalize(images))
     assert mask_features.shape == (2, 32, h, w)
     assert [m.shape[:2] for m in maps] == [(2, 32)] * 3
     assert maps[2].shape[2:] == (-(-h // 2), -(-w // 2))
-    queries = model.decode(images)
+    queries = model.decode(model.normalize(images))
     proposals = model(images, CLASSES)
     assert len(queries) == len(proposals) == 4
     for query, proposal in zip(queries, proposals, strict=True):
         assert query.embeddings.shape == (2, 6, 32)
         assert proposal.mask_logits.shape == query.mask_logits.shape == (2, 6, h, w)
         assert proposal.class_logits.shape == (2, 6, 4)
+
+
+def test_padding_is_zero_after_normalisation():
+    """Whatever stands there, as if the normalised image had been padded."""
+    images, sizes = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), [(40, 96), (64, 33)]
+    model = network()
+    normalized = model.normalize(images, sizes)
+    for i, (rows, columns) in enumerate(sizes):
+        alone = (images[i, :, :rows, :columns].float() - model.pixel_mean) / model.pixel_std
+        wanted = functional.pad(alone, (0, 96 - columns, 0, 64 - rows))
+        assert torch.equal(normalized[i], wanted)
+    before = model(images, CLASSES, sizes)[-1].mask_logits
+    images[0, :, 40:], images[1, :, :, 33:] = 7, 200
+    assert torch.equal(model(images, CLASSES, sizes)[-1].mask_logits, before)
 
 
 def test_uint8_and_float_images_mean_the_same():
@@ -101,7 +115,7 @@ def test_a_vocabulary_applies_to_decoded_queries():
     images = torch.rand(1, 3, 64, 64) * 255
     model = network()
     other = ClassEmbeddings(functional.normalize(torch.randn(9, 3), dim=1), torch.arange(9))
-    queries = model.decode(images)
+    queries = model.decode(model.normalize(images))
     for classes in (CLASSES, other):
         torch.testing.assert_close(
             model.classify(queries, classes)[-1].class_logits, model(images, classes)[-1].class_logits

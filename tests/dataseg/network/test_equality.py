@@ -38,12 +38,12 @@ def test_equals_transformers(mask2former_pair, size, dtype, tolerance):
 
     for feature, expected_feature in zip(ours.backbone(normalized), expected.encoder_hidden_states, strict=True):
         same(feature, expected_feature)
-    mask_features, maps = ours.features(images)
+    mask_features, maps = ours.features(ours.normalize(images))
     same(mask_features, expected.pixel_decoder_last_hidden_state)
     for level, expected_level in zip(maps, expected.pixel_decoder_hidden_states, strict=True):
         same(level, expected_level)
 
-    queries = ours.decode(images)
+    queries = ours.decode(ours.normalize(images))
     hidden = expected.transformer_decoder_hidden_states  # before the norm, [Q, B, D]
     for query, expected_hidden in zip(queries, hidden, strict=True):
         same(query.embeddings, ours.transformer_decoder.norm(expected_hidden.transpose(0, 1)))
@@ -65,7 +65,7 @@ def test_gradients_equal_those_of_transformers(mask2former_pair):
     expected = theirs((images - ours.pixel_mean) / ours.pixel_std)
     weight = torch.randn_like(expected.masks_queries_logits)
     (weight * expected.masks_queries_logits).sum().backward()
-    (weight * ours.decode(images)[-1].mask_logits).sum().backward()
+    (weight * ours.decode(ours.normalize(images))[-1].mask_logits).sum().backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     translated = translate(gradients, HUGGING_FACE).tensors
     compared = 0

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataseg.checkpoint.state_dict_adapter import HUGGING_FACE, translate
 from dataseg.training.optimization import Optimization, build, configure, lr_factor, parameter_groups, settings
 
 
@@ -77,7 +78,7 @@ def test_two_stage_warm_up():
 
 
 def test_decay_of_everything():
-    groups = parameter_groups(_Network(), Optimization(decay_all=True))
+    groups = parameter_groups(_Network(), Optimization(decayed="all"))
     assert {group["weight_decay"] for group in groups} == {0.05}
 
 
@@ -122,3 +123,27 @@ def test_a_checkpoints_optimizer_takes_the_configuration_that_is_asked_for():
     assert changes[0] == []
     assert "lr of head_x1_decay0.2 0.0001, was 0.001" in changes[1]
     assert "weight decay of head_x1_decay0.2 0.2, was 0.05" in changes[1]
+
+
+def decayed_officially(model):
+    """Names of what the official code's loop over modules leaves its weight decay; the model is transformers'."""
+    norms = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+    return {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not isinstance(module, (*norms, nn.Embedding)) and "relative_position_bias_table" not in name
+    }
+
+
+def test_decay_as_in_the_official_code(mask2former_pair):
+    theirs, ours = mask2former_pair.theirs, mask2former_pair.make_ours()
+    source = translate(theirs.state_dict(), HUGGING_FACE).source
+    decayed = decayed_officially(theirs)
+    trained = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    wanted = {name for name in trained if decayed & set(source[name])}
+    of = {id(p): g for g in parameter_groups(ours, Optimization(decayed="official")) for p in g["params"]}
+    assert {name for name, p in trained.items() if of[id(p)]["weight_decay"]} == wanted
+    of = {id(p): g for g in parameter_groups(ours, Optimization()) for p in g["params"]}
+    less = wanted - {name for name, p in trained.items() if of[id(p)]["weight_decay"]}
+    assert less == {name for name in wanted if name.endswith(".bias")} | {"pixel_decoder.level_embed.weight"}
