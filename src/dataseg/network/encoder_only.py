@@ -91,7 +91,7 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         first = self.backbone.depth - self.num_blocks
         for index in range(first):
             tokens = self.backbone.run_block(index, tokens, rotary)
-        tokens = torch.cat([self.queries.weight.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.queries.weight.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         found: list[Queries] = []
         for block in range(self.num_blocks):
             visible = None
@@ -106,7 +106,8 @@ class EncoderOnlyNetwork(SegmentationNetwork):
     def _predict(self, tokens: Tensor, grid: tuple[int, int]) -> Queries:
         """Queries, with mask logits of the padded image, ``[B, Q, 4 h, 4 w]``."""
         normed = self.backbone.vit.norm(tokens)
-        embeddings, patches = normed[:, : self.num_queries], normed[:, -grid[0] * grid[1] :]
+        embeddings = normed[:, : self.num_queries]
+        patches = normed[:, self.num_queries + self.backbone.vit.num_prefix_tokens :]
         features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
         return Queries(embeddings, torch.einsum("bqd,bdhw->bqhw", self.mask_head(embeddings), features))
 
