@@ -5,7 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from dataseg.network import MaskClassificationNetwork, TimmBackbone, ViTDet
+from dataseg.network import (
+    EncoderOnlyNetwork,
+    MaskClassificationNetwork,
+    PlainViT,
+    SegmentationNetwork,
+    TimmBackbone,
+    ViTDet,
+)
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: TimmBackbone("test_resnet", pretrained=False),
@@ -31,8 +38,18 @@ OPTIONS = {
 }
 
 
-def network(backbone: str | nn.Module = "convnext", **options) -> MaskClassificationNetwork:
-    """A network of `OPTIONS` with one of `BACKBONES` or one's own, in evaluation mode."""
+ENCODER_ONLY = "encoder_only"
+
+
+def network(backbone: str | nn.Module = "convnext", **options) -> SegmentationNetwork:
+    """A network of `OPTIONS` with one of `BACKBONES` or one's own, or an encoder-only one, in evaluation mode."""
     torch.manual_seed(0)
+    if backbone == ENCODER_ONLY:
+        vit = PlainViT(
+            "vit_small_patch14_reg4_dinov2",
+            False,
+            options={"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64},
+        )
+        return EncoderOnlyNetwork(vit, OPTIONS["num_queries"], num_blocks=2, text_dim=OPTIONS["text_dim"]).eval()
     model = BACKBONES[backbone]() if isinstance(backbone, str) else backbone
     return MaskClassificationNetwork(model, **OPTIONS | options).eval()

@@ -43,7 +43,13 @@ SUFFIXES = (
 
 
 def predict(
-    predictor: Predictor, images: dict[str, Path], vocabulary: Vocabulary, task: Task, out: Path, progress: bool = False
+    predictor: Predictor,
+    images: dict[str, Path],
+    vocabulary: Vocabulary,
+    task: Task,
+    out: Path,
+    batch_size: int = 4,
+    progress: bool = False,
 ) -> tuple[int, list[str]]:
     """Write a picture of each image as ``<out>/<name>.png``, then ``<out>/predictions.json``.
 
@@ -53,6 +59,7 @@ def predict(
         vocabulary: the classes.
         task: what is predicted.
         out: folder, made if it is missing.
+        batch_size: images that are read at a time; those of one size go through the network together.
         progress: show a bar.
 
     Returns:
@@ -62,17 +69,21 @@ def predict(
         UserError: names without vectors, and no encoder.
     """
     records, problems = [], []
-    for name, path in track(images.items(), "predicting", console=Console(stderr=True), disable=not progress):
-        try:
-            image = open_image(path, upright=True).decode()
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        segments = predictor(image, vocabulary, task).to("cpu")
-        picture = f"{name}.png"
-        write_png(out / picture, draw(image, confident(segments), vocabulary, is_prediction=True))
-        size = {"height": image.shape[0], "width": image.shape[1]}
-        records.append({"file_name": name, **size, "picture": picture, "segments": describe(segments, vocabulary)})
+    files = list(images.items())
+    parts = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for part in track(parts, "predicting", console=Console(stderr=True), disable=not progress):
+        pictures: dict[str, Any] = {}
+        for name, path in part:
+            try:
+                pictures[name] = open_image(path, upright=True).decode()
+            except UserError as error:
+                problems.append(str(error))
+        results = predictor(list(pictures.values()), vocabulary, task, batch_size=batch_size)
+        for (name, image), result in zip(pictures.items(), results, strict=True):
+            segments, picture = result.to("cpu"), f"{name}.png"
+            write_png(out / picture, draw(image, confident(segments), vocabulary, is_prediction=True))
+            size = {"height": image.shape[0], "width": image.shape[1]}
+            records.append({"file_name": name, **size, "picture": picture, "segments": describe(segments, vocabulary)})
     write_json(out / RESULT, {"task": task, "vocabulary": vocabulary.name, "images": records})
     return sum(len(record["segments"]) for record in records), problems
 
@@ -175,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
     )
+    parser.add_argument("--batch-size", type=int, default=4, help="images at a time; default: 4")
     parser.add_argument("--packages", nargs="*", default=[], help=PACKAGES)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
@@ -200,7 +212,9 @@ def _run(options: argparse.Namespace) -> list[str]:
     vocabulary = named or _of_data_set(predictor, options.dataset)
     predictor.classes(vocabulary)  # names without vectors are found before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    count, problems = predict(predictor, images, vocabulary, Task(options.task), out, progress=sys.stderr.isatty())
+    count, problems = predict(
+        predictor, images, vocabulary, Task(options.task), out, max(1, options.batch_size), sys.stderr.isatty()
+    )
     done = f"{len(images) - len(problems)} of {len(images)} images"
     print(f"{out / RESULT}: {options.task}, {count} segments in {done}, their pictures beside it")
     return problems

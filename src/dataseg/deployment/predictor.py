@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from dataseg.structures import (
     UserError,
     Vocabulary,
 )
+from dataseg.structures.geometry import padded_size
 from dataseg.text.cache import TextCache, read_cache
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.text.encoder import TextEncoder
@@ -140,42 +141,71 @@ class Predictor:
         self._embedded.clear()
         return self
 
-    @torch.inference_mode()
+    @overload
     def __call__(
         self,
         image: Image,
         vocabulary: str | Vocabulary | ClassNames,
+        task: Task | str = ...,
+        stuff: Sequence[str] = ...,
+    ) -> Segments: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Image],
+        vocabulary: str | Vocabulary | ClassNames,
+        task: Task | str = ...,
+        stuff: Sequence[str] = ...,
+        batch_size: int = ...,
+    ) -> list[Segments]: ...
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Image | list[Image],
+        vocabulary: str | Vocabulary | ClassNames,
         task: Task | str = Task.PANOPTIC,
         stuff: Sequence[str] = (),
-    ) -> Segments:
-        """Segment one image.
+        batch_size: int = 8,
+    ) -> Segments | list[Segments]:
+        """Segment one image, or a list of them, of any sizes.
+
+        Images go through the network together where they are padded to the same size (multiples of 32): more padding
+        than an image has alone would change its result. Views (test-time augmentation) go one by one.
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB (array or tensor), or an image file, which is turned upright by its
-                EXIF orientation.
+                EXIF orientation; or a list of such.
             vocabulary: name of a dataset or vocabulary in the file, a `Vocabulary`, or class names.
             task: semantic, panoptic or instance.
             stuff: if class names are given, which of them (by the first synonym) are stuff; the others are things.
+            batch_size: images that go through the network together at most.
 
         Returns:
-            At the image's size. Semantic and panoptic: a `dataseg.structures.SegmentMap`, ids int32 ``[H, W]``;
-            instance: `dataseg.structures.InstanceMasks`. Labels are indices into the vocabulary (see `vocabulary`).
+            At the image's size; a list for a list. Semantic and panoptic: a `dataseg.structures.SegmentMap`, ids int32
+            ``[H, W]``; instance: `dataseg.structures.InstanceMasks`. Labels are indices into the vocabulary (see
+            `vocabulary`).
 
         Raises:
             UserError: no such image, vocabulary or task; or names without vectors, and no encoder.
         """
         if task not in list(Task):
             raise UserError(f"no task {task!r}: choose one of {', '.join(Task)}")
-        image_HW3, task = _pixels(image), Task(task)
-        chosen = self.vocabulary(vocabulary, stuff)
-        classes = self.classes(chosen)
-        results = segment(
-            lambda images, sizes: cast(Proposals, self.network(images, classes, sizes)[-1]),
-            self._batch(image_HW3, task),
-            DatasetSpec(chosen, (task,), self.views),
-            self.postprocess,
-        )
-        return results[task][0]
+        task, chosen = Task(task), self.vocabulary(vocabulary, stuff)
+        images = [_pixels(one) for one in (image if isinstance(image, list) else [image])]
+        classes, spec = self.classes(chosen), DatasetSpec(chosen, (task,), self.views)
+        found: dict[int, Segments] = {}
+        for indices, batch in self._batches(images, task, batch_size):
+            results = segment(
+                lambda pixels, sizes: cast(Proposals, self.network(pixels, classes, sizes)[-1]),
+                batch,
+                spec,
+                self.postprocess,
+            )
+            found |= zip(indices, results[task], strict=True)
+        segments = [found[index] for index in range(len(images))]
+        return segments if isinstance(image, list) else segments[0]
 
     def vocabulary(self, chosen: str | Vocabulary | ClassNames, stuff: Sequence[str] = ()) -> Vocabulary:
         """The vocabulary of a name or of class names, as `__call__` takes them.
@@ -199,11 +229,21 @@ class Predictor:
         what = "several vocabularies" if found else "no dataset or vocabulary"
         raise UserError(f"the model holds {what} {name!r}: choose one of {known}, or give a list of class names")
 
-    def _batch(self, image_HW3: NDArray[np.uint8], task: Task) -> Batch:
-        rows, columns = image_HW3.shape[:2]
+    def _batches(
+        self, images: Sequence[NDArray[np.uint8]], task: Task, batch_size: int
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Images of one padded size, with their indices."""
         nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-        sample = Sample(to_tensor(self.size.resize(image_HW3)), nothing, "", (rows, columns))
-        return Batch.collate([sample], "", task).to(self.device)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image_HW3 in enumerate(images):
+            by_size.setdefault(padded_size(self.size(*image_HW3.shape[:2])), []).append(index)
+        for indices in by_size.values():
+            for start in range(0, len(indices), batch_size):
+                part = indices[start : start + batch_size]
+                samples = [
+                    Sample(to_tensor(self.size.resize(images[i])), nothing, "", images[i].shape[:2]) for i in part
+                ]
+                yield part, Batch.collate(samples, "", task).to(self.device)
 
     # -------------------------------------------------------------------------------------------- text vectors
 

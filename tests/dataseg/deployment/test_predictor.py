@@ -54,6 +54,38 @@ def _own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+# ---------------------------------------------------------------------------------------------------- several images
+
+
+@pytest.mark.parametrize("network", ["convnext", tiny.ENCODER_ONLY])
+@pytest.mark.parametrize("task", [Task.PANOPTIC, Task.SEMANTIC, Task.INSTANCE])
+def test_several_images_are_segmented_as_one_by_one(picture, network, task, monkeypatch):
+    """Those of one padded size in one pass; scores within 1e-4."""
+    model = make_model()
+    predictor = dataseg.deployment.predictor.Predictor(
+        tiny.network(network),
+        model.vocabularies,
+        model.text,
+        ResizeShortestEdge(60, 128),
+        postprocess=PostProcessor(panoptic=PanopticOptions(score_threshold=0.0, overlap_threshold=0.0)),
+        templates="plain",
+    )
+    images = [picture, picture[:80, :150], picture.transpose(1, 0, 2), picture[:90], picture[::-1]]
+    alone = [predictor(np.ascontiguousarray(image), "home", task) for image in images]
+    passes, forward = [], predictor.network.forward
+    monkeypatch.setattr(predictor.network, "forward", lambda x, *more: passes.append(len(x)) or forward(x, *more))
+    together = predictor(images, "home", task)
+    assert sum(passes) == len(images) > len(passes)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        if isinstance(one, SegmentMap):
+            assert (one.ids == other.ids).float().mean() > 0.999  # a pixel between two segments may change sides
+        if one.scores is not None:
+            torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+    assert len(predictor(images, "home", task, batch_size=1)) == len(images)
+    assert predictor([], "home", task) == []
+
+
 # ------------------------------------------------------------------------------------------------------ the file
 
 

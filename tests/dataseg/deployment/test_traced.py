@@ -49,7 +49,8 @@ def test_pads_as_evaluation_does():
 
 
 @pytest.mark.parametrize(
-    "backbone", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("convnext", "vitdet"))]
+    "backbone",
+    ["resnet", tiny.ENCODER_ONLY, *(pytest.param(name, marks=pytest.mark.slow) for name in ("convnext", "vitdet"))],
 )
 @torch.no_grad()
 def test_one_program_for_any_batch_and_size(backbone, tmp_path):
@@ -81,7 +82,7 @@ def test_swin_takes_multiples_of_32(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+@pytest.mark.parametrize("backbone", [*tiny.BACKBONES, tiny.ENCODER_ONLY])
 @torch.no_grad()
 def test_onnx(backbone, tmp_path):
     onnx = pytest.importorskip("onnx", reason="pip install 'dataseg[onnx]'")
