@@ -1,6 +1,7 @@
 """From a training run's folder to one file that predicts, to programs, and to the hub."""
 
 import contextlib
+import functools
 import json
 import pickle
 import shutil
@@ -150,6 +151,7 @@ def test_a_checkpoint_is_read_once_and_its_network_built_once(verb, checkpoint, 
     calls = []
     init = MaskClassificationNetwork.__init__
 
+    @functools.wraps(init)  # its signature is read
     def build(self, *args, **options):
         calls.append("built" if torch.empty(0).device.type == "cpu" else "compared")
         init(self, *args, **options)
