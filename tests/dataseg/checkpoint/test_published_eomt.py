@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_an_error(eomt_pair, tmp_path):
     surplus = state | {"network.encoder.backbone.mask_token": torch.zeros(1)}
     refused(eomt_pair, surplus, path, r"1 left over \(backbone.vit.mask_token\)")
     lacking = {name: tensor for name, tensor in state.items() if "blocks.1.norm1" not in name}
-    refused(eomt_pair, lacking, path, r"2 are missing \(backbone.vit.blocks.1.norm1.bias")
+    refused(eomt_pair, lacking, path, r"2 missing \(backbone.vit.blocks.1.norm1.bias")
     longer = state | {"network.q.weight": torch.zeros(9, 32)}
     refused(eomt_pair, longer, path, r"num_queries 9 \(network: 7\)")
     fewer = state | {"network.attn_mask_probs": torch.zeros(2)}
