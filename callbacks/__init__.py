@@ -12,6 +12,7 @@ from callbacks.tensorboard.image_panels import Panels
 from callbacks.tensorboard.layout import Dashboard
 from callbacks.throughput import Throughput
 from callbacks.unreadable_samples import UnreadableSamples
+from callbacks.weight_average import WeightAverage
 
 __all__ = [
     "Checkpoints",
@@ -27,4 +28,5 @@ __all__ = [
     "Submissions",
     "Throughput",
     "UnreadableSamples",
+    "WeightAverage",
 ]

@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.preemption import Preempted, StopSignals
+from callbacks.weight_average import require_average
 from dataseg.checkpoint.files import BEST, LAST, link, step_files, step_path
 from dataseg.checkpoint.io import DurableCheckpointIO
 from dataseg.checkpoint.run_folder import RunFolder
@@ -83,6 +84,12 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best"]
         self._best = (float(best[0]), int(best[1])) if best else None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            require_average(trainer, checkpoint)
 
     # ------------------------------------------------------------------------------------------- the run's course
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import arguments, finish, read, start, wait_until
+from cli_runs import ROOT, arguments, finish, read, start, wait_until
 
 from data_modules.mini import MiniSpec, ensure
 from dataseg.checkpoint import files, validate
+from dataseg.deployment import from_run
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,32 @@ def test_killed_and_resumed_equals_undisturbed(suite, whole, tmp_path):
     assert figures(trace) == figures(read(whole / "trace"))
     assert set(figures(trace)) == {4, 8, 12}
     assert_same_end(whole / "runs", tmp_path / "runs", 12)
+
+
+def test_averaged_weights_resume_alike_and_are_what_is_exported(suite, tmp_path):
+    """One of two pieces ends at a step without a validation; its weights must not be the average for the other."""
+    options = [*OPTIONS, "--trainer.val_check_interval=4", f"--config={ROOT / 'conf' / 'with' / 'ema.yaml'}",
+               "--trainer.callbacks.decay=0.5", "--model.optimization.schedule=constant"]  # fmt: skip
+    for name, lengths in {"a": [12], "b": [6, 12]}.items():
+        (tmp_path / name).mkdir()
+        for steps in lengths:
+            more = ["--resume=auto", f"--trainer.max_steps={steps}"]
+            args = arguments(suite, tmp_path / name / "runs", tmp_path / name / "trace", *options, *more)
+            assert finish(start(args, tmp_path / "output")) == 0, (tmp_path / "output").read_text()[-3000:]
+    whole, pieces = (tmp_path / name for name in "ab")
+    assert by_batch(read(whole / "trace")) == by_batch(read(pieces / "trace"))
+    assert figures(read(whole / "trace")) == figures(read(pieces / "trace"))
+    assert_same_end(whole / "runs", pieces / "runs", 12)
+    saved = state(whole / "runs", 12)
+    average, current = saved["state_dict"], saved["current_model_state"]
+    assert all(torch.equal(value, state(pieces / "runs", 12)["current_model_state"][n]) for n, value in current.items())
+    assert not torch.equal(*(s["network.classifier.projection.weight"] for s in (average, current)))
+    exported = from_run.model_of(files.step_path(folder_of(whole / "runs"), 12))[1].state_dict()
+    assert all(torch.equal(value, average[f"network.{name}"]) for name, value in exported.items())
+
+    args = arguments(suite, whole / "runs", whole / "trace", *OPTIONS, "--resume=auto", "--trainer.max_steps=14")
+    assert finish(start(args, whole / "refused")) == 1
+    assert "averages its weights: go on with WITH=ema" in (whole / "refused").read_text()
 
 
 def test_the_encoder_only_network_resumes_alike(suite, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from cli_runs import ROOT, SMALL
 
 import dataseg
+from callbacks import WeightAverage
 from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import co_training, export
 from dataseg.structures import UserError
@@ -177,6 +178,21 @@ def check_box_affinity(cli, found, plain):
     assert all(terms["affinity"] >= 0 and terms["projection"] > 0 for terms in of_boxes(found))  # 0: all background
     assert not any("affinity" in terms for terms in of_boxes(plain))
     assert cli.model.criterion.weights["affinity"] == cli.model.criterion.weights["projection"]
+
+
+def check_ema(cli, found, plain):
+    assert found.terms == plain.terms  # averaging changes no step
+    assert any(isinstance(callback, WeightAverage) for callback in cli.trainer.callbacks)  # see test_resume
+
+
+def check_early_stopping(cli, found, plain):
+    assert found.terms == plain.terms
+
+
+def test_a_run_that_gets_no_better_stops(suite, tmp_path):
+    options = [f"--trainer.callbacks.{key}" for key in ("monitor=coco.pq", "patience=1", "min_delta=1000")]
+    cli = run(suite, tmp_path, ["early_stopping"], *options, "--trainer.val_check_interval=1")
+    assert cli.trainer.global_step == 2
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
