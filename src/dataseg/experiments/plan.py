@@ -85,8 +85,8 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _tensors((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False):
-            made = _tensors(result)
+        made = _tensors(result)
+        if made and not getattr(func, "is_view", False):  # the others ask for a device or a size
             self.operations += 1
             self.moved += sum(t.numel() * t.element_size() for t in (*given, *made))
             for tensor in made:

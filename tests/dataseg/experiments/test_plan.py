@@ -60,6 +60,7 @@ def test_memory_and_operations_are_those_of_a_real_step():
         torch.autograd.backward(logits, [torch.ones_like(t) for t in logits])
     cost = plan.step_cost(fake_network(), SIZE, CLASSES, WIDTH, segments=3, precision="32-true")
     assert cost.flops == first.get_total_flops() + second.get_total_flops()
+    assert 300 < cost.operations < 3000  # of arithmetic, none that asks a tensor for its device
     assert 1.0 <= cost.saved / sum(kept.values()) < 1.15  # what lives beside it: results that are not saved
     assert 1.0 <= cost.peak / cost.saved < 1.5
 
