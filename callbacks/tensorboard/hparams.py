@@ -42,6 +42,7 @@ SETTINGS = (
     "model.criterion.affinity_weight",
     "model.optimization.lr",
     "model.optimization.schedule",
+    "model.optimization.decayed",
     "model.postprocess.semantic.merge",
 )
 """What ablations vary, as it is written on the command line: ``class_path`` and ``init_args`` are passed over."""
