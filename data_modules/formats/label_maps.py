@@ -113,7 +113,8 @@ class LabelMaps(LabelMapReader):
         ignore: value of pixels that belong to no class.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
         image_suffix: ending of the images, in any case, e.g. ``.jpg``; None = any image.
-        labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image.
+        labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image, or
+                ``.png`` where images and maps lie in one folder.
         tasks: evaluated tasks; training uses the first. Default: semantic.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
@@ -152,8 +153,13 @@ class LabelMaps(LabelMapReader):
         _, (self._images,), (self._labels,) = locate(self, root, self.root, *wanted)
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
-        self._image_of = by_stem(list_images(self._images, self.image_suffix), self._images)
-        self._labels_of = by_stem(list_images(self._labels, self.labels_suffix), self._labels)
+        images = list_images(self._images, self.image_suffix)
+        together = self._images == self._labels
+        maps = list_images(self._labels, self.labels_suffix or (".png" if together else None))
+        if together:  # what is a map is no image
+            images = sorted(set(images) - set(maps))
+        self._image_of = by_stem(images, self._images)
+        self._labels_of = by_stem(maps, self._labels)
         stems = complete(self, self._image_of, self._labels_of, self._labels, on_problem)
         for stem in (lonely := sorted(set(self._labels_of) - set(self._image_of))):
             on_problem(f"{self._labels}: {self._labels_of[stem]} has no image in {self._images}", benign=True)
