@@ -354,10 +354,11 @@ def experiment_yaml(name: str, folder: Path, plan: Plan) -> str:
         content["trainer"] = {"limit_val_batches": 0}
     found = "\n".join(f"#        {line}" for line in plan.lines)
     head = f"# Run:   make train EXP={name}\n# Found: in {folder}\n{found}\n"
-    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return head + text
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML ships no types
     """Repeats what stands twice, without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
