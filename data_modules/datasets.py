@@ -53,7 +53,7 @@ class TrainDataset(Dataset[Sample]):
 
     def _sample(self, index: int, seed: int) -> Sample:
         encoded, target = self.reader.open(index)
-        image = encoded.decode(self.transform.divisor(encoded.size, seed))
+        image = encoded.decode(self.transform.whole_size(encoded.size, seed))
         pixels, moved, counts = self.transform(image, target, seed, encoded.size)
         return Sample(
             image=pixels,

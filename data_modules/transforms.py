@@ -46,7 +46,8 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
         size: side of the square the result fits in, pixels.
 
     Attributes:
-        source: (H, W) that targets have; the image may be smaller by a whole divisor. To be set before each call.
+        source: (H, W) that targets have; the image may have been brought to its `whole_size` already. To be set before
+            each call.
         scale: of the next call. The caller draws it, because images are decoded with it in mind.
     """
 
@@ -65,17 +66,21 @@ class ScaleAndCrop(A.DualTransform):  # type: ignore[misc]
         left, width, out_width = self._window(columns, scale)
         return {"window": (top, left, height, width), "out": (out_height, out_width)}
 
+    def whole(self, length: int, scale: float) -> int:
+        """Length of the result where all of the source is in it; along one axis."""
+        return min(self.size, max(1, round(length * scale)))
+
     def _window(self, length: int, scale: float) -> tuple[int, int, int]:
         """Start and length of the window in the source, and its length in the result; along one axis."""
         taken = round(self.size / scale)
         if taken >= length:
-            return 0, length, min(self.size, max(1, round(length * scale)))
+            return 0, length, self.whole(length, scale)
         taken = max(1, taken)
         return self.py_random.randint(0, length - taken), taken, self.size
 
     def apply(self, img: NDArray[Any], window: tuple[int, ...], out: tuple[int, int], **params: Any) -> NDArray[Any]:
-        if img.shape[:2] != self.source:  # decoded smaller, for a window that holds all of it
-            return resize(img, out)
+        if img.shape[:2] != self.source:  # reduced when it was decoded
+            return img
         return resize(_cut(img, window), out)
 
     def apply_to_mask(
@@ -136,7 +141,7 @@ class TrainTransform:
 
     def _with_and_without_boxes(self, steps: list[Any]) -> dict[bool, A.Compose]:
         boxes = A.BboxParams(format="pascal_voc", min_width=self.min_box_side, min_height=self.min_box_side)
-        # the image may be decoded smaller than its target
+        # the image may be smaller than its target
         options = {"is_check_shapes": False, "mask_interpolation": cv2.INTER_NEAREST}
         return {False: A.Compose(steps, **options), True: A.Compose(steps, bbox_params=boxes, **options)}
 
@@ -182,15 +187,13 @@ class TrainTransform:
         """(rows, columns) that batches pad results to."""
         return self.image_size, self.image_size
 
-    def divisor(self, size: tuple[int, int], seed: int) -> int:
-        """By how much the sides of an image of (H, W) may be divided when it is decoded: 1, 2, 4 or 8.
-
-        The result is then still not enlarged. Where the scale asks for a crop, the answer is 1.
-        """
-        scale = self._scale(seed) * self.image_size / max(size)
-        if scale * max(size) > self.image_size:
-            return 1
-        return next((divisor for divisor in (8, 4, 2) if scale * divisor <= 1), 1)
+    def whole_size(self, size: tuple[int, int], seed: int) -> tuple[int, int] | None:
+        """(H', W') of the result of an image of (H, W), if all of it is in the result; None where the scale cuts it."""
+        scale = self._scale(seed)
+        if scale > 1:
+            return None
+        rows, columns = (self._jitter.whole(n, scale * self.image_size / max(size)) for n in size)
+        return rows, columns
 
     def _scale(self, seed: int) -> float:
         return random.Random(f"scale {seed}").uniform(*self.scale_range)
@@ -201,7 +204,7 @@ class TrainTransform:
         """Augment one sample.
 
         Args:
-            image: uint8 ``[H, W, 3]``, or smaller by `divisor`.
+            image: uint8 ``[H, W, 3]``, or of `whole_size`.
             target: of H x W; crowds become `VOID` (maps) or stay (masks).
             seed: decides every random choice.
             size: (H, W), if the image is smaller.

@@ -204,8 +204,8 @@ class Reader:
 
 
 class Transform:
-    def divisor(self, size, seed):
-        return 1
+    def whole_size(self, size, seed):
+        return None
 
     def __call__(self, image, target, seed, size=None):
         return torch.from_numpy(image).permute(2, 0, 1), target, {"emptied": seed}

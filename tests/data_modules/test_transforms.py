@@ -1,3 +1,6 @@
+import io
+import math
+
 import albumentations as A  # noqa: N812
 import cv2
 import numpy as np
@@ -8,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_modules.formats import AdeSemantic, CocoPanoptic, Objects365Boxes
 from data_modules.transforms import TrainTransform, compact
 from dataseg.inference.resize import ResizeShortestEdge, to_tensor
+from dataseg.io.images import encoded_image
 from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError
 
 SIZES = st.tuples(st.integers(3, 90), st.integers(3, 90))
@@ -242,13 +247,13 @@ def test_real_samples(real_data):
 
 @given(st.integers(0, 2**63 - 1), st.sampled_from([(300, 400), (397, 211), (64, 1000)]))
 @settings(max_examples=40, deadline=None)
-def test_decoding_smaller_changes_no_target(seed, size):
-    """What `divisor` allows gives nearly the same image and exactly the same target, at any scale of the jitter."""
+def test_reducing_an_image_when_it_is_decoded_changes_no_target(seed, size):
+    """An image of `whole_size` gives nearly the same image and exactly the same target, at any scale of the jitter."""
     image, target = scene(size, seed % 997)
     image = cv2.GaussianBlur(image, (0, 0), 9)
     transform = TrainTransform(64, (0.1, 2.0), color_jitter=0.2)
-    divisor = transform.divisor(size, seed)
-    smaller = cv2.resize(image, tuple(-(-n // divisor) for n in size[::-1]), interpolation=cv2.INTER_AREA)
+    reduced = transform.whole_size(size, seed) or size
+    smaller = cv2.resize(image, reduced[::-1], interpolation=cv2.INTER_AREA)
     corners = torch.tensor([[3, 5, 60, 50], [20, 8, size[1], size[0]]], dtype=torch.float32)
     for kind in (target, Boxes(xyxy=corners, labels=torch.tensor([1, 2]))):
         full, expected, counts = transform(image, kind, seed)
@@ -264,26 +269,96 @@ def test_decoding_smaller_changes_no_target(seed, size):
             assert found.ids.equal(expected.ids)
 
 
-def test_by_how_much_images_may_be_decoded_smaller():
-    def divisor(scale, size=(400, 800)):
-        return TrainTransform(100, (scale, scale)).divisor(size, 0)
+def test_the_size_of_a_whole_image_is_known_before_it_is_decoded():
+    def whole(scale):
+        return TrainTransform(100, (scale, scale)).whole_size((401, 800), 0)
 
-    assert [divisor(s) for s in (2.0, 1.01, 1.0, 0.5, 0.49, 0.1)] == [1, 1, 8, 8, 8, 8]
-    assert [divisor(1.0, (n, 50)) for n in (99, 100, 199, 200, 399, 400, 799, 800)] == [1, 1, 1, 2, 2, 4, 4, 8]
+    assert [whole(s) for s in (2.0, 1.01, 1.0, 0.5, 0.1)] == [None, None, (50, 100), (25, 50), (5, 10)]
 
 
-def test_readers_decode_smaller_jpegs(tmp_path):
-    write_coco(tmp_path, 2)
-    reader = CocoPanoptic()
-    reader.setup(tmp_path)
-    image, target = reader.load(1)
-    encoded, same = reader.open(1)
-    assert encoded.size == (40, 56)
-    assert same.ids.equal(target.ids)
-    for divisor in (1, 2, 4, 8):
-        smaller = encoded.decode(divisor)
-        assert smaller.shape == (-(-40 // divisor), -(-56 // divisor), 3)
-        assert abs(float(smaller.mean()) - float(image.mean())) < 3
+def painted_discs(size, centers, radius):
+    """Uint8 [H, W, 3] and bool [K, H, W]: the k-th disc is bright in the k-th channel, its segment's own colour."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    masks = np.stack([(x + 0.5 - cx) ** 2 + (y + 0.5 - cy) ** 2 <= radius**2 for cx, cy in centers])
+    image = np.full((*size, 3), 64, np.uint8)
+    image[..., : len(masks)] += 128 * masks.transpose(1, 2, 0).astype(np.uint8)
+    return image, masks
+
+
+def places(amounts):
+    """Centres [K, 2] (x, y) of discs painted in float [K, H', W'], and their diameters [K], pixels."""
+    found = []
+    for amount in np.asarray(amounts, dtype=np.float64):
+        total = amount.sum()
+        center = [(amount.sum(axis) * (np.arange(n) + 0.5)).sum() / total for axis, n in enumerate(amount.shape[::-1])]
+        found.append([*center, 2 * math.sqrt(total / math.pi)])
+    return np.array(found)
+
+
+def amounts_of(pixels):
+    """Uint8 [3, H', W'] of `painted_discs`, once resized -> how much of each pixel the discs cover."""
+    amounts = (pixels.numpy().astype(float) - 64) / 128
+    return np.where(np.abs(amounts) > 0.05, amounts, 0)[:2]  # without what JPEG adds far from the discs
+
+
+def jpeg(image, orientation=1):
+    """An EncodedImage that shows ``image`` once it is turned by its EXIF orientation."""
+    backward = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = Image.fromarray(image)
+    stored = stored.transpose(backward[orientation]) if backward[orientation] is not None else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    stored.save(file, "JPEG", quality=100, subsampling=0, exif=exif)
+    return encoded_image(file.getvalue(), "painted", image.shape[:2], upright=True)
+
+
+@pytest.mark.parametrize("size", [(851, 1283), (1281, 957)])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_images_decoded_smaller_lie_where_their_targets_lie(size, divisor, orientation):
+    """Painted discs: image, map, masks and boxes against the discs' own numbers, within 0.1 px.
+
+    They are large, and reduced by no whole number, so that the rounding of maps to pixels averages out.
+    """
+    radius = min(size) // 3
+    rows, columns = size
+    centers = np.array([[radius + 3.0, radius + 4], [columns - radius - 1, rows - radius - 1]])
+    image, discs = painted_discs(size, centers, radius)
+    transform = TrainTransform(round(max(size) / divisor / 1.17), (1.0, 1.0), flip=0)
+    encoded = jpeg(image, orientation)
+    reduced = transform.whole_size(encoded.size, 0)
+    ratio = np.array([reduced[1] / columns, reduced[0] / rows])
+    expected = np.column_stack([centers * ratio, np.full(2, 2 * radius * math.sqrt(ratio.prod()))])
+    labels = torch.arange(2)
+    decoded = encoded.decode(reduced)
+    assert decoded.shape[:2] == (reduced if divisor > 1 else size)
+
+    ids = np.full(size, VOID, np.int16)
+    ids[discs[1]], ids[discs[0]] = 1, 0
+    pixels, moved, _ = transform(decoded, SegmentMap(torch.from_numpy(ids), labels), 0, encoded.size)
+    assert pixels.shape[1:] == reduced
+    assert np.abs(places(amounts_of(pixels)) - expected).max() < 0.1
+    assert np.abs(places([moved.ids.numpy() == k for k in range(2)]) - expected).max() < 0.1
+
+    rles = [coco_mask.encode(np.asfortranarray(disc, dtype=np.uint8)) for disc in discs]
+    _, masks, _ = transform(decoded, InstanceMasks(rles=rles, labels=labels, size=size), 0, encoded.size)
+    assert np.abs(places([coco_mask.decode(rle) for rle in masks.rles]) - expected).max() < 0.1
+
+    corners = torch.from_numpy(np.hstack([centers - radius, centers + radius])).float()
+    _, boxes, _ = transform(decoded, Boxes(corners, labels), 0, encoded.size)
+    assert np.abs(boxes.xyxy.numpy() - corners.numpy() * [*ratio, *ratio]).max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(425, 640), (333, 201)])
+def test_evaluation_images_lie_where_their_targets_lie(size):
+    centers = np.array([[60.0, 51], [size[1] - 41, size[0] - 41]])
+    image, _ = painted_discs(size, centers, 40)
+    for shorter in (70, 160, 320):
+        pixels = to_tensor(ResizeShortestEdge(shorter).resize(jpeg(image).decode()))
+        ratio = np.array([pixels.shape[2] / size[1], pixels.shape[1] / size[0]])
+        expected = np.column_stack([centers * ratio, np.full(2, 80 * math.sqrt(ratio.prod()))])
+        assert np.abs(places(amounts_of(pixels)) - expected).max() < 0.1
 
 
 def test_transform_does_not_change_its_input(tmp_path):

@@ -30,7 +30,7 @@ MAX_LABELS = 1 << 16
 
 _JPEG = b"\xff\xd8"
 _TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
-_REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+_REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2}
 # their names notwithstanding: with IMREAD_COLOR_RGB beside them, they are smaller and in colour
 _EXIF = 1 << 16  # bytes at the start of a file that may hold its EXIF data
 _SIDEWAYS = 5  # EXIF's orientations from here on exchange rows and columns
@@ -93,21 +93,31 @@ class EncodedImage:
         rows, columns = self.header.size
         return (columns, rows) if self.orientation >= _SIDEWAYS else (rows, columns)
 
-    def decode(self, divisor: int = 1) -> ImageArray:
+    def decode(self, reduced: tuple[int, int] | None = None) -> ImageArray:
         """Uint8 ``[H, W, 3]``, RGB.
 
         Args:
-            divisor: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size, sides rounded up: each pixel stands
-                for ``divisor`` x ``divisor`` of the file's. Other formats come in full.
+            reduced: (H', W'), pixels: a JPEG more than twice as large is decoded at 1/2, 1/4 or 1/8 and comes in this
+                size, by the area average. All else comes in full.
 
         Raises:
             UserError: it cannot be decoded; names file and dataset.
         """
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        if self.header.kind == "JPEG":
-            flags |= _REDUCED.get(divisor, 0)
-        image = _decode(self.content, self.name, flags)
-        return image if self.orientation == 1 else np.ascontiguousarray(_TURNS[self.orientation](image))
+        if reduced is None or self.header.kind != "JPEG":
+            divisor, out = 1, self.header.size
+        else:
+            out = reduced[::-1] if self.orientation >= _SIDEWAYS else reduced
+            # one pixel more than wanted: images of the wanted size are copied by cv2.resize, whatever the scale
+            largest = min(have // (want + 1) for have, want in zip(self.header.size, out, strict=True))
+            divisor = next((d for d in _REDUCED if d <= largest), 1)
+        image = _decode(self.content, self.name, flags | _REDUCED.get(divisor, 0))
+        if divisor > 1:
+            # Sides were rounded up: the last row and column may reach over the edge of the picture. At the exact scale
+            # they do so in the result too, and are cut off there.
+            fy, fx = (divisor * want / have for have, want in zip(self.header.size, out, strict=True))
+            image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)[: out[0], : out[1]]
+        return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(image))
 
 
 def open_image(
