@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pycocotools import mask as mask_tools
 from rich.console import Console
 from rich.progress import track
 
 from dataseg.checkpoint.load import is_run
-from dataseg.deployment.from_run import model_of
+from dataseg.config.instantiate import instantiate
+from dataseg.deployment.from_run import predictor_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
 from dataseg.deployment.registry import PACKAGES
 from dataseg.io.images import open_image, write_png
 from dataseg.io.rle import encode_mask, rle_to_json
 from dataseg.prediction_files import write_json
 from dataseg.structures import SegmentMap, Segments, Task, UserError, Vocabulary
+from dataseg.text.encoder import TextEncoder
 from dataseg.visualization.overlay import confident, draw
 
 RESULT = "predictions.json"
@@ -150,12 +153,39 @@ def _images_in(folder: Path, out: Path) -> list[Path]:
 # --------------------------------------------------------------------------------------------------- command line
 
 
-def _load(source: str, names: Vocabulary | None, packages: tuple[str, ...]) -> Predictor:
-    """A checkpoint's predictor has vectors of further ``names`` made by its run's own encoder."""
-    if not is_run(Path(source)):
-        return load(source, packages=packages)
-    model, network = model_of(Path(source), vocabularies=() if names is None else (names,), packages=packages)
-    return Predictor.of(model, network, source)
+ENCODER = (
+    "makes text vectors of class names that the model has none of, as model.text.encoder of an experiment: a class, or"
+    " YAML, e.g. '{class_path: dataseg.text.OpenClipText, init_args: {pretrained: clip.pt}}'; default: a run's own"
+)
+
+
+def load_model(source: str, encoder: str | None = None, packages: Sequence[str] = ()) -> Predictor:
+    """The predictor of a run's checkpoint, or of what `dataseg.load` takes.
+
+    Args:
+        source: path, or ``hf://owner/name``.
+        encoder: see `ENCODER`.
+        packages: see `dataseg.load`.
+
+    Raises:
+        UserError: as `dataseg.load`; or no such encoder.
+    """
+    made = None if encoder is None else _encoder(encoder)
+    if is_run(Path(source)):
+        return predictor_of(Path(source), made, tuple(packages))
+    return load(source, encoder=made, packages=packages)
+
+
+def _encoder(text: str) -> TextEncoder:
+    try:
+        section = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--encoder: cannot be read as YAML ({error})") from error
+    if not isinstance(section, str | dict):
+        raise UserError(f"--encoder: takes a class, or class_path with init_args, got {text!r}")
+    section = {"class_path": section} if isinstance(section, str) else section
+    encoder: TextEncoder = instantiate(TextEncoder, section, "--encoder")
+    return encoder
 
 
 def _of_data_set(predictor: Predictor, name: str | None) -> Vocabulary:
@@ -187,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
     )
     parser.add_argument("--batch-size", type=int, default=4, help="images at a time; default: 4")
+    parser.add_argument("--encoder", help=ENCODER)
     parser.add_argument("--packages", nargs="*", default=[], help=PACKAGES)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
@@ -208,7 +239,7 @@ def _run(options: argparse.Namespace) -> list[str]:
         named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))
     elif options.stuff is not None:
         raise UserError("--stuff says which of --classes are not countable; a dataset says so itself")
-    predictor = _load(options.model, named, tuple(options.packages)).to(device)
+    predictor = load_model(options.model, options.encoder, options.packages).to(device)
     vocabulary = named or _of_data_set(predictor, options.dataset)
     predictor.classes(vocabulary)  # names without vectors are found before anything is written
     out.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,14 @@ from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config.build import require_plain
 from dataseg.deployment.model_file import ModelFile
 from dataseg.deployment.network import build_network, network_weights
+from dataseg.deployment.predictor import Predictor
 from dataseg.deployment.registry import registry
 from dataseg.io.json_files import read_json, records_of
 from dataseg.network import SegmentationNetwork
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache
 from dataseg.text.embeddings import TextEmbeddings
+from dataseg.text.encoder import TextEncoder
 
 
 def model_of(
@@ -56,8 +58,22 @@ def model_of(
     if clash:
         raise UserError(f"vocabularies {clash} have the names of datasets that {checkpoint} was trained on")
     every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
-    text = _text_vectors(settings, path, text_cache, list(every.values()), packages)
+    text = _text_vectors(_text(settings, path, text_cache, packages), list(every.values()))
     return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step)), network
+
+
+def predictor_of(checkpoint: Path, encoder: TextEncoder | None = None, packages: tuple[str, ...] = ()) -> Predictor:
+    """A run's predictor.
+
+    Args:
+        encoder: makes vectors of names beyond the run's vocabularies; None = the run's own text embeddings do.
+
+    Raises:
+        UserError: as `model_of`; or the encoder is of another kind.
+    """
+    model, network = model_of(checkpoint, packages=packages)
+    text = encoder or _text(model.config, config_of(checkpoint), None, packages)
+    return Predictor.of(model, network, str(checkpoint), text)
 
 
 def config_of(checkpoint: Path) -> Path:
@@ -99,19 +115,16 @@ def _forget_source(settings: Any) -> None:
             _forget_source(value)
 
 
-def _text_vectors(
-    settings: dict[str, Any],
-    path: Path,
-    cache: Path | None,
-    vocabularies: Sequence[Vocabulary],
-    packages: tuple[str, ...],
-) -> TextCache:
-    """Vectors of the vocabularies' names alone, and what they were made with."""
+def _text(settings: dict[str, Any], path: Path, cache: Path | None, packages: tuple[str, ...]) -> TextEmbeddings:
     section = settings["model"]["text"]
     if cache is not None and isinstance(section, dict):
         arguments = {**section.get("init_args", section), "cache": str(cache)}
         section = {**section, "init_args": arguments} if "init_args" in section else arguments
-    text = registry(packages).build(TextEmbeddings, section, f"{path}: model.text")
+    return registry(packages).build(TextEmbeddings, section, f"{path}: model.text")
+
+
+def _text_vectors(text: TextEmbeddings, vocabularies: Sequence[Vocabulary]) -> TextCache:
+    """Vectors of the vocabularies' names alone, and what they were made with."""
     names = sorted({prompt for v in vocabularies for spec in v.classes for prompt in spec.prompts})
     vectors = text.embed(names)
     metadata = read_cache(text.cache).metadata | {"template_set": text.templates}

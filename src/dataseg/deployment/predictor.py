@@ -47,6 +47,8 @@ ClassNames: TypeAlias = Sequence[str | Sequence[str]]
 
 HUB = "hf://"
 
+_MOST_WORDS = 200  # of a message
+
 
 def load(
     path: Path | str,
@@ -82,7 +84,7 @@ class Predictor:
         size: of what the network is shown.
         views: how the semantic task looks at an image.
         postprocess: options of the three tasks.
-        encoder: see `load`.
+        encoder: see `load`; or the text embeddings of a run, which may have a cache of further names.
         templates: name of the set of prompt templates that the vectors were made with.
     """
 
@@ -94,7 +96,7 @@ class Predictor:
         size: ResizeShortestEdge = ResizeShortestEdge(),  # noqa: B008 (frozen)
         views: TestTimeAugmentation = TestTimeAugmentation(),  # noqa: B008 (frozen)
         postprocess: PostProcessor = PostProcessor(),  # noqa: B008 (frozen)
-        encoder: TextEncoder | None = None,
+        encoder: TextEncoder | TextEmbeddings | None = None,
         templates: Any = "vild",
     ) -> None:
         self.network = network
@@ -103,15 +105,19 @@ class Predictor:
         self.views = views
         self.postprocess = postprocess
         self._names = names
-        self._templates = templates
-        self._encoder = encoder
-        if encoder is not None:
+        if isinstance(encoder, TextEncoder):
             _check_encoder(encoder, templates, names)
+            encoder = TextEmbeddings(encoder, templates=templates)
+        self._text = encoder
         self._embedded: dict[tuple[str, str], ClassEmbeddings] = {}
 
     @classmethod
     def of(
-        cls, model: ModelFile, network: SegmentationNetwork, source: str, encoder: TextEncoder | None = None
+        cls,
+        model: ModelFile,
+        network: SegmentationNetwork,
+        source: str,
+        encoder: TextEncoder | TextEmbeddings | None = None,
     ) -> Self:
         """The predictor of a model in memory and its network; ``source`` is for messages."""
         build = registry().build
@@ -261,25 +267,34 @@ class Predictor:
             self._embedded[key] = classes.to(self.device)
         return self._embedded[key]
 
+    @property
+    def words(self) -> list[str]:
+        """Names that have a text vector, sorted; a text encoder makes those of others."""
+        return sorted({*self._names.rows, *(self._text.words if self._text else ())})
+
     def _vectors(self, names: Sequence[str]) -> Tensor:
         """Float32 ``[S, D]``; rows of the file where it has them."""
         missing = sorted({name for name in names if name not in self._names.rows})
         if missing:
-            new = self._encode(missing)
+            new = self._embed(missing)
             rows = self._names.rows | {name: len(self._names.rows) + i for i, name in enumerate(missing)}
             self._names = TextCache(torch.cat([self._names.vectors, new]), rows, self._names.metadata)
         return self._names.vectors[torch.tensor([self._names.rows[name] for name in names])]
 
-    def _encode(self, names: list[str]) -> Tensor:
-        if self._encoder is None:
+    def _embed(self, names: list[str]) -> Tensor:
+        words = self.words
+        missing = [name for name in names if name not in words]
+        if self._text is None or (self._text.encoder is None and missing):
+            more = f" and {len(words) - _MOST_WORDS:,} more" if len(words) > _MOST_WORDS else ""
             raise UserError(
-                f"the model holds no text vectors of {names[:10]}, and no text encoder was given: load it with the"
-                f" encoder it was trained with, dataseg.load(path, encoder=...): {self._names.metadata.get('encoder')}"
+                f"the model has no text vectors of {missing[:10]}, and no text encoder to make them: load it with the"
+                " encoder it was trained with (dataseg.load(path, encoder=...), --encoder on the command line), which"
+                f" is {self._names.metadata.get('encoder')}; or choose among the words it has vectors of:"
+                f" {', '.join(words[:_MOST_WORDS])}{more}"
             )
-        text = TextEmbeddings(self._encoder, templates=self._templates)
-        vectors = text.embed(names)
+        vectors = self._text.embed(names)
         wanted = self._names.metadata.get("weights_sha256")
-        found = read_cache(text.cache).metadata.get("weights_sha256")
+        found = read_cache(self._text.cache).metadata.get("weights_sha256")
         if wanted and found and wanted != found:
             raise UserError(
                 f"the text encoder has other weights (SHA-256 {found[:12]}...) than the one that the model was trained"

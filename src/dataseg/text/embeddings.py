@@ -51,6 +51,12 @@ class TextEmbeddings:
         return self._file or _default_cache(self._expected())
 
     @property
+    def words(self) -> list[str]:
+        """Names whose vectors are in the cache."""
+        content = self._load()
+        return list(content.rows) if content else []
+
+    @property
     def provenance(self) -> str:
         """What stands beside every figure: the encoder and the template set."""
         content = self._load() if self.encoder is None else None

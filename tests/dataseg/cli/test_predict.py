@@ -185,3 +185,20 @@ def test_make_says_what_is_missing(words, missing):
     done = subprocess.run(["make", "-o", "setup", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode
     assert f"{missing}=... is needed" in done.stderr
+
+
+def test_words_without_vectors_are_made_by_an_encoder(model, photos, tmp_path, capsys):
+    options = ("--model", model, "--images", photos / "a.png", "--out", tmp_path / "out", "--classes", "zebra,cat")
+    assert run(*options) == 1
+    message = capsys.readouterr().err
+    assert "no text vectors of ['zebra']" in message
+    assert "--encoder" in message
+    assert "words it has vectors of: car, cat, dog, grass, hound, lawn, road, sky" in message
+    assert run(*options, "--encoder", "{class_path: tiny_model.HashText, init_args: {name: other}}") == 1
+    assert '{"model": "other"}' in capsys.readouterr().err
+    assert run(*options, "--encoder", "tiny_model.HashText") == 0
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert {s["category"] for s in record["segments"]} <= {"zebra", "cat"}
+    for wrong in ("[", "[1]", "no.such.Class"):
+        assert run(*options, "--encoder", wrong) == 1
+        assert "--encoder" in capsys.readouterr().err
