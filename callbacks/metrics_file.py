@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class RunRecord(pl.Callback):
 
     The file holds every score of the newest validation at its top level, ``<dataset>.<score>`` in percent (null
     where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
-    ``conventions`` (averaging and crowd rule, hash of the class names, text model), ``history`` (the primary scores by
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model, post-processing), ``history`` (the primary scores by
     step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
     for each predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in training.
     """
@@ -145,16 +146,21 @@ def _describe(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, A
 
 
 def _conventions(evaluation: Evaluation, pl_module: Any) -> dict[str, dict[str, str]]:
-    text = pl_module.text_provenance
     return {
-        f"{dataset}.{task}": {**metric.convention, "text": text, **_input(pl_module.datasets[dataset], task)}
+        f"{dataset}.{task}": {**metric.convention, **_model(pl_module, pl_module.datasets[dataset], task)}
         for (dataset, task), metric in evaluation.metrics.items()
     }
 
 
-def _input(spec: DatasetSpec, task: Task) -> dict[str, str]:
-    """How the network sees an image."""
-    return {"resize": spec.resize} | ({"views": str(spec.views)} if task is Task.SEMANTIC else {})
+def _model(pl_module: Any, spec: DatasetSpec, task: Task) -> dict[str, str]:
+    """How the network sees an image, and what is made of its proposals."""
+    options = asdict(getattr(pl_module.postprocess, task))
+    return {
+        "text": pl_module.text_provenance,
+        "resize": spec.resize,
+        **({"views": str(spec.views)} if task is Task.SEMANTIC else {}),
+        "postprocess": ", ".join(f"{name} {value}" for name, value in options.items()),
+    }
 
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:

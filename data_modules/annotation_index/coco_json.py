@@ -219,7 +219,10 @@ class AnnotationTable:
                 number = f" (id {record.get('id')})" if isinstance(record, dict) else ""
                 on_problem(f"{self._path}: annotation {position}{number}: {_reason(error, record, _MISSING)}")
                 continue
-            rles += [] if self._read_mask is None else [mask]
+            if self._read_mask is not None:
+                rles.append(mask)
+                if record.get("id") == 0:
+                    on_problem(f"{self._path}: annotation {position} {_ID_0}", benign=True)
             used += 1
         return rows[:used], rles
 
@@ -388,6 +391,10 @@ def clean_boxes(table: NDArray[np.void], sizes: NDArray[np.int32]) -> tuple[NDAr
     return table[solid & ~crowd & first], counts
 
 
+_ID_0 = (
+    "has the id 0: pycocotools never matches it, so its AP of the same predictions is lower than that of metrics.json and"
+    " `dataseg score`, which count it like any other; number annotations from 1 to get the same from both"
+)
 _MISSING = "{} is missing, or is an image or category the file or the vocabulary lacks"
 
 

@@ -8,10 +8,10 @@ from dataseg.structures import UserError
 
 
 class OnProblem(Protocol):
-    """Told what is wrong with a record of an annotation file; if it returns, the record is left out."""
+    """Told what is wrong with a record of an annotation file; if it returns, the record is left out, unless benign."""
 
     def __call__(self, message: str, benign: bool = False) -> None:
-        """``benign``: a record that is dropped in every training, such as a box outside its image."""
+        """``benign``: no training is stopped by it, such as by a box outside its image, which is dropped."""
 
 
 def raise_problem(message: str, benign: bool = False) -> None:

@@ -136,7 +136,7 @@ def _read(reader: Reader, problems: list[Problem]) -> None:
     """Read the index; what is wrong with single records is added to ``problems`` and does not stop it."""
 
     def on_problem(message: str, benign: bool = False) -> None:
-        kind = "records that every training mends or leaves out" if benign else "malformed records"
+        kind = "records that stop no training" if benign else "malformed records"
         problems.append(Problem("warning" if benign else "error", kind, message))
 
     reader.read(on_problem)

@@ -1,5 +1,7 @@
 """The data check finds what is wrong, the statistics describe what there is."""
 
+import contextlib
+import io
 import json
 import re
 from functools import partial
@@ -9,9 +11,18 @@ import numpy as np
 import pytest
 import torch
 from fake_data import SIZE, color_of, write_ade, write_coco, write_objects365
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
-from data_modules.formats import AdeSemantic, CocoPanoptic, LabelMaps, Objects365Boxes, Objects365Instances
+from data_modules.formats import (
+    AdeSemantic,
+    CocoInstances,
+    CocoPanoptic,
+    LabelMaps,
+    Objects365Boxes,
+    Objects365Instances,
+)
 from data_modules.inspection import check as check_program
 from data_modules.inspection.check import check, evenly_spaced
 from data_modules.inspection.experiment import Experiment
@@ -89,7 +100,8 @@ def test_sound_data_pass(run_check, tmp_path):
         ("warning", "val coco", "without a segment"),
         ("warning", "train o365", "without a segment"),
         ("warning", "val o365", "without a segment"),
-        ("warning", "train o365", "records that every training mends or leaves out"),
+        ("warning", "train o365", "records that stop no training"),
+        ("warning", "val o365", "records that stop no training"),  # its annotations are numbered from 0
         ("warning", "val ade_panoptic", "stated area is not the PNG's"),  # as the generator writes them
         ("warning", "val ade_panoptic", "not 100 against itself"),
     }
@@ -222,6 +234,41 @@ def test_stuff_in_several_segments_is_a_warning(run_check, root):
     (found,) = [p for p in problems if p["kind"] == "stuff in several segments"]
     assert found["data_set"] == "val coco"
     assert "image 102: segments 0, 2, 3 are all" in found["message"], "segment 1 is a crowd"
+
+
+@pytest.mark.parametrize("first_id", [0, 1])
+def test_annotation_id_0_is_named_as_pycocotools_never_matches_it(tmp_path, first_id):
+    (tmp_path / "own").mkdir()
+    cv2.imwrite(str(tmp_path / "own/a.png"), np.zeros((40, 40, 3), np.uint8))
+    annotations = [
+        {"id": first_id + k, "image_id": 1, "category_id": 1, "bbox": [x, 0, 9, 9], "area": 81, "iscrowd": 0}
+        | {"segmentation": [[x, 0, x + 9, 0, x + 9, 9, x, 9]]}
+        for k, x in enumerate((0, 20))
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "leaf"}],
+    }
+    path = tmp_path / "own/a.json"
+    path.write_text(json.dumps(content))
+    messages = []
+    reader = CocoInstances("own", "a.json", ".", vocabulary=None)
+    reader.locate(tmp_path)
+    reader.read_classes(tmp_path)
+    reader.read(lambda message, benign=False: messages.append(message) if benign else pytest.fail(message))
+    score = SelfScore(reader, "own")
+    score.update(reader.load(0)[1], "1")
+    assert score.compute() == {"mask_ap": pytest.approx(100)}
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        evaluator = COCOeval(truth, truth.loadRes([a | {"score": 1.0} for a in annotations]), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    assert (evaluator.stats[0] < 0.6) == bool(messages) == (first_id == 0)
+    assert all("annotation 0 has the id 0: pycocotools never matches it" in message for message in messages)
 
 
 def test_segments_without_a_pixel_and_duplicates_are_warnings(run_check, root):

@@ -433,6 +433,8 @@ def test_keys_of_the_command_line_reach_the_semantic_task_alone(suite, tmp_path,
     assert "ade.miou" in augmented
     conventions = augmented["conventions"]
     assert conventions["ade.semantic"]["views"] == "scales 1, 1.5, mirrored too, windows of 64 px with overlap 0.333"
+    assert conventions["ade.semantic"]["postprocess"] == "merge sum, resize masks"
+    assert conventions["o365.instance"]["postprocess"] == "max_instances 100, candidates all"
     assert "views" not in conventions["coco.panoptic"]
     assert conventions["coco.panoptic"]["resize"] == "shorter side 64 px, longer at most 256 px"
 
