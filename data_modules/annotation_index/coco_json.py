@@ -392,8 +392,8 @@ def clean_boxes(table: NDArray[np.void], sizes: NDArray[np.int32]) -> tuple[NDAr
 
 
 _ID_0 = (
-    "has the id 0: pycocotools never matches it, so its AP of the same predictions is lower than that of metrics.json and"
-    " `dataseg score`, which count it like any other; number annotations from 1 to get the same from both"
+    "has the id 0: pycocotools never matches it, so its AP of the same predictions is lower than that of metrics.json"
+    " and `dataseg score`, which count it like any other; number annotations from 1 to get the same from both"
 )
 _MISSING = "{} is missing, or is an image or category the file or the vocabulary lacks"
 
