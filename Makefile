@@ -34,8 +34,7 @@ export GOMP_SPINCOUNT ?= 1000
 
 needs = $(if $($(1)),,$(error $(1)=... is needed: $(2)))
 CLI = $(PY) -m dataseg.cli
-CONFIG = --config conf/exp/$(EXP).yaml $(foreach overlay,$(WITH),--config conf/with/$(overlay).yaml) \
-         --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs "$(RUNS)" \
+CONFIG = --exp $(subst $(eval) ,+,$(strip $(EXP) $(WITH))) --runs "$(RUNS)" \
          $(if $(ON),--config conf/on/$(if $(filter mini_%,$(EXP)),mini_)$(ON).yaml) \
          $(if $(STRATEGY),--config conf/strategy/$(STRATEGY).yaml) $(if $(RUN),--run "$(RUN)") $(if $(DATA),--data.root="$(DATA)")
 
@@ -45,7 +44,7 @@ override PATH := /usr/local/bin:/usr/bin:/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data plan ablation report replay score embed export predict tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data plan ablation report replay score embed export predict docs tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,42 +76,39 @@ format: setup ## apply the style
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-train: setup conf/exp/$(EXP).yaml ## train an experiment: EXP=mini_all
+train: setup ## train an experiment: EXP=mini_all
 	$(CLI) fit $(CONFIG) $(if $(RESUME),--resume "$(RESUME)") $(ARGS)
 
-eval: setup conf/exp/$(EXP).yaml ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
-	$(CLI) validate $(CONFIG) $(if $(CKPT),--ckpt_path="$(CKPT)") $(ARGS)
+eval: setup ## evaluate a checkpoint: EXP=mini_all CKPT=runs/.../last.ckpt
+	$(CLI) eval $(CONFIG) $(if $(CKPT),--ckpt_path="$(CKPT)") $(ARGS)
 
-data-check: setup conf/exp/$(EXP).yaml ## find what is wrong with an experiment's data: EXP=mini_all (ARGS="--images=100")
+data-check: setup ## find what is wrong with an experiment's data: EXP=mini_all (ARGS="--images=100")
 	$(CLI) data-check $(CONFIG) $(ARGS)
 
-data-stats: setup conf/exp/$(EXP).yaml ## describe an experiment's data on one page: EXP=mini_all
+data-stats: setup ## describe an experiment's data on one page: EXP=mini_all
 	$(CLI) data-stats $(CONFIG) $(ARGS)
 
 own-data: setup ## write the experiment of a folder of your own data: PATH=photos NAME=mine
 	$(call needs,FOLDER,PATH=folder with images and annotations)$(CLI) own-data "$(FOLDER)" $(if $(NAME),--name "$(NAME)") $(ARGS)
 
-plan: setup conf/exp/$(EXP).yaml ## memory, days, disk and cores of a run, without GPU or data: EXP=r50_all GPUS=8 GPU=h100-80
+plan: setup ## memory, days, disk and cores of a run, without GPU or data: EXP=r50_all GPUS=8 GPU=h100-80
 	$(CLI) plan $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(ARGS)
 
 ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
-	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite conf/suite/$(SUITE).yaml --seeds $(SEEDS) --runs "$(RUNS)" \
+	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite $(SUITE) --seeds $(SEEDS) --runs "$(RUNS)" \
 	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) \
 	  $(if $(STRATEGY),--config=conf/strategy/$(STRATEGY).yaml) $(if $(DATA),--data.root="$(DATA)") $(ARGS)
 
 report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)
-	$(CLI) report --suite conf/suite/$(SUITE).yaml --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+	$(CLI) report --suite $(SUITE) --runs "$(RUNS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 replay: setup ## run a step again that was not finite: FILE=runs/.../replay/step-....pt (ARGS=--pdb)
 	$(call needs,FILE,a file that a run with a loss that was not finite has left)$(CLI) replay "$(FILE)" $(ARGS)
 
-conf/exp/%.yaml:
-	@echo "error: there is no experiment '$*'; choose one of: $(sort $(basename $(notdir $(wildcard conf/exp/*.yaml))))"; exit 1
-
 score: setup ## score result files of any model: TASK=panoptic GT=... PRED=... (ARGS="--help" for more)
 	$(call needs,TASK,semantic$(comma) panoptic or instance)$(call needs,GT,the ground truth)$(call needs,PRED,the predictions)$(CLI) score --task $(TASK) --gt "$(GT)" --pred "$(PRED)" $(ARGS)
 
-embed: setup conf/exp/$(EXP).yaml ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
+embed: setup ## fill the cache of text embeddings, for every vocabulary: EXP=r50_all
 	$(CLI) embed $(CONFIG) --vocabularies $(wildcard data_modules/vocabularies/*.json) $(ARGS)
 
 export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best.ckpt (ARGS="--help" for more)
@@ -120,6 +116,10 @@ export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best
 
 predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=photos OUT=predictions (ARGS="--dataset=coco")
 	$(call needs,CKPT,a checkpoint or exported model)$(call needs,IMAGES,folders and files)$(CLI) predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
+
+docs: setup ## the documentation as a site: build/site
+	$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[docs]'
+	$(VENV)/bin/mkdocs build --strict $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

@@ -6,6 +6,7 @@ from callbacks.loss_logger import LossCurves
 from callbacks.metrics_file import RunRecord
 from callbacks.nonfinite_guard import NonFiniteError, NonFiniteGuard
 from callbacks.progress_bar import ProgressBar
+from callbacks.start_up import StartUp
 from callbacks.submissions import Submissions
 from callbacks.tensorboard.class_tables import ClassTables
 from callbacks.tensorboard.image_panels import Panels
@@ -25,6 +26,7 @@ __all__ = [
     "Panels",
     "ProgressBar",
     "RunRecord",
+    "StartUp",
     "Submissions",
     "Throughput",
     "UnreadableSamples",

@@ -232,7 +232,7 @@ class Checkpoints(Checkpoint):
         temporary = path.with_name(f".{path.name}.tmp")
         error: BaseException | None = None
         try:
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)
         except (OSError, RuntimeError, CheckpointException) as failure:  # a full disk, mostly
             error = failure
             trainer.strategy.barrier("the one that save_checkpoint did not reach, where the other ranks wait")

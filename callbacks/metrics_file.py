@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from callbacks.evaluation import Evaluation
 from dataseg.checkpoint.run_folder import RunFolder
@@ -118,18 +119,29 @@ class RunRecord(pl.Callback):
         if not trainer.is_global_zero or not evaluation.results:
             return
         table = Table(title=f"step {self._weights(trainer)['step']} (percent)")
-        table.add_column("dataset")
-        table.add_column("task")
-        table.add_column("primary", justify="right")
-        table.add_column("all scores")
+        table.add_column("dataset", no_wrap=True)
+        table.add_column("score", no_wrap=True)
+        table.add_column("", justify="right", no_wrap=True)
+        table.add_column("more, all in metrics.json")
         for (dataset, task), primary in zip(evaluation.metrics, evaluation.primary, strict=True):
-            names = evaluation.metrics[dataset, task].compute()
-            rest = "  ".join(f"{name} {evaluation.results[f'{dataset}.{name}']:.1f}" for name in names)
-            table.add_row(dataset, task, f"{evaluation.results[primary]:.2f}", rest)
+            keys = [f"{dataset}.{name}" for name in evaluation.metrics[dataset, task].compute()]
+            more = [key for key in keys if key != primary and math.isfinite(evaluation.results[key])]
+            rest = "  ".join(f"{key.partition('.')[2]} {evaluation.results[key]:.1f}" for key in more)
+            table.add_row(
+                dataset,
+                primary.partition(".")[2],
+                _percent(evaluation.results[primary]),
+                Text(rest, no_wrap=True, overflow="ellipsis"),
+            )
+        table.add_row("all", "score", _percent(evaluation.results["score"]), "")
         console = Console()
         console.print(table)
         if self._file is not None:
-            console.print(f"metrics: {self._file}")
+            console.print(f"metrics: {self._file}", soft_wrap=True)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "undefined"
 
 
 def _defined(value: float) -> float | None:

@@ -20,6 +20,14 @@ class ProgressBar(TQDMProgressBar):
         steps = self.trainer.max_steps
         return steps * self.trainer.accumulate_grad_batches if steps > 0 else super().total_train_batches
 
+    def on_train_start(self, *_: Any) -> None:
+        super().on_train_start()
+        self.train_progress_bar.total = self.total_train_batches  # a resumed run starts within its epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

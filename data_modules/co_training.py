@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -230,11 +230,9 @@ class CoTraining(LightningDataModule):
         if self._skipped:
             log.warning(tell_skipped(self._skipped, len(self._val), self.root))
             self._skipped = []
-        for name, reader in wanted:
+        for _, reader in wanted:
             reader.read()
             self._ready.add(id(reader))
-            dropped = ", ".join(f"{count:,} {what}" for what, count in reader.counts.items() if count)
-            log.info("%s: %s, %d images%s", name, reader.title, len(reader), f" ({dropped})" if dropped else "")
 
     def _wanted(self, stage: str) -> list[tuple[str, Reader]]:
         if stage == "fit" and not self.train_readers:
@@ -246,6 +244,34 @@ class CoTraining(LightningDataModule):
         if missing:
             raise UserError(explain_missing(missing, len(wanted), self.root))
 
+    def _schedule(self, trainer: Trainer) -> Schedule:
+        return Schedule(
+            seed=self.seed,
+            ratios=self.ratios,
+            batch_size=self.batch_size,
+            world_size=trainer.world_size,
+            rank=trainer.global_rank,
+            accumulate=trainer.accumulate_grad_batches,
+            mixed=self.mixed,
+        )
+
+    def summary(self) -> dict[str, str]:
+        """What somebody who starts a training should know of the data, by heading; after `setup`.
+
+        Images of each dataset and what was left out of it, ratios, and samples of a step.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        processes, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+        split = f", in {processes} x {accumulated} batches (processes x accumulated)"
+        samples = self._schedule(trainer).batch_size
+        ratios = " : ".join(f"{name} {ratio:g}" for name, ratio in self.ratios.items())
+        return {
+            "trains on": _counted(self.train_readers),
+            "evaluates on": _counted(self.val_readers),
+            "ratios": f"{ratios}; {samples} samples a step{split if processes * accumulated > 1 else ''}",
+        }
+
     def train_dataloader(self) -> CombinedLoader:
         trainer = self.trainer
         assert trainer is not None
@@ -255,17 +281,7 @@ class CoTraining(LightningDataModule):
                 f"trainer.limit_train_batches={limit} must be a multiple of trainer.accumulate_grad_batches="
                 f"{trainer.accumulate_grad_batches}: an epoch may not end within a step"
             )
-        schedule = Schedule(
-            seed=self.seed,
-            ratios=self.ratios,
-            batch_size=self.batch_size,
-            world_size=trainer.world_size,
-            rank=trainer.global_rank,
-            accumulate=trainer.accumulate_grad_batches,
-            mixed=self.mixed,
-        )
-        split = f"{trainer.world_size} x {trainer.accumulate_grad_batches} batches (processes x accumulated)"
-        rank_zero_info(f"effective batch: {schedule.batch_size} samples a step, in {split}")
+        schedule = self._schedule(trainer)
         if schedule.batch_size != self.batch_size:
             shares = ", ".join(f"{name} {share}" for name, share in schedule.shares.items())
             rank_zero_info(
@@ -315,6 +331,15 @@ class CoTraining(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         return self.val_dataloader()
+
+
+def _counted(readers: Mapping[str, Reader]) -> str:
+    """Images of each dataset, and what reading it left out or mended."""
+    told = []
+    for name, reader in readers.items():
+        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in reader.counts.items() if count)
+        told.append(f"{name} {len(reader):,} images" + (f" ({counts})" if counts else ""))
+    return ", ".join(told) or "nothing"
 
 
 def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float], exponent: float = 1) -> dict[str, float]:

@@ -76,7 +76,6 @@ def run(suite: Path, runs: Path, overlays: list[str], *more: str, verb: str = "f
 QUICK = [
     '--trainer.callbacks=[{"class_path": "test_with.Recorder"}]',
     "--trainer.limit_val_batches=0",
-    "--trainer.logger=false",
     "--trainer.enable_checkpointing=false",
     "--trainer.enable_progress_bar=false",
 ]

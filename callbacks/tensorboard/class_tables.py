@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from callbacks.evaluation import Evaluation
-from callbacks.tensorboard.writer import board
+from callbacks.tensorboard.writer import board, log_picture
 from dataseg.metrics.by_task import primary_column
 from dataseg.structures import Task
 from dataseg.visualization.class_tables import (
@@ -20,18 +20,20 @@ class ClassTables(pl.Callback):
     """Writes ``classes/<dataset>.<task>`` and ``confusion/<dataset>`` after each validation, as text and picture."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = None if trainer.sanity_checking else board(trainer)
-        if writer is None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
             return
+        writer = board(trainer)
         evaluation = Evaluation.of(trainer)
         step = trainer.global_step
         for (dataset, task), columns in evaluation.per_class.items():
             metric = evaluation.metrics[dataset, task]
             names = metric.vocabulary.names
-            writer.add_text(f"classes/{dataset}.{task}", per_class_markdown(columns, names), step)
             picture = per_class_picture(columns, names, sort_by=primary_column(task, metric))
-            writer.add_image(f"classes/{dataset}.{task}", picture, step, dataformats="HWC")
+            log_picture(trainer, f"classes/{dataset}.{task}", picture)
+            if writer is not None:
+                writer.add_text(f"classes/{dataset}.{task}", per_class_markdown(columns, names), step)
         for dataset, matrix in evaluation.confusion.items():
             names = evaluation.metrics[dataset, Task.SEMANTIC].vocabulary.names
-            writer.add_text(f"confusion/{dataset}", confusion_markdown(matrix, names), step)
-            writer.add_image(f"confusion/{dataset}", confusion_picture(matrix, names), step, dataformats="HWC")
+            log_picture(trainer, f"confusion/{dataset}", confusion_picture(matrix, names))
+            if writer is not None:
+                writer.add_text(f"confusion/{dataset}", confusion_markdown(matrix, names), step)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 
-from callbacks.tensorboard.writer import board
+from callbacks.tensorboard.writer import log_picture
 from dataseg.structures import VOID, Batch, SegmentMap, Segments, Target, Task
 from dataseg.training.module import CoTrainedSegmenter
 from dataseg.visualization.legend import panel, present
@@ -43,8 +43,7 @@ class Panels(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        writer = None if trainer.sanity_checking else board(trainer)
-        if writer is None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
             return
         for name, predictions in cast(Mapping[str, list[Segments]], outputs).items():
             task = Task(name)
@@ -54,7 +53,7 @@ class Panels(pl.Callback):
                 self._shown[batch.dataset, task] += 1
                 picture = self._panel(cast(CoTrainedSegmenter, pl_module), batch, i, prediction, task)
                 title = f"{batch.dataset}.{task}/{batch.image_ids[i]}"
-                writer.add_image(title, picture, trainer.global_step, dataformats="HWC")
+                log_picture(trainer, title, picture)
 
     def _panel(self, module: CoTrainedSegmenter, batch: Batch, index: int, prediction: Segments, task: Task) -> Picture:
         vocabulary = module.datasets[batch.dataset].vocabulary

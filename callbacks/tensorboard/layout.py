@@ -12,7 +12,7 @@ import yaml
 
 from callbacks.evaluation import TAG, Evaluation
 from callbacks.tensorboard import hparams
-from callbacks.tensorboard.writer import board
+from callbacks.tensorboard.writer import board, log_settings
 from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.metrics.by_task import BY_TASK
 from dataseg.structures import DatasetSpec
@@ -30,7 +30,7 @@ class Dashboard(pl.Callback):
 
     A row of the HParams tab holds the experiment (the folder above the run's), `hparams.SETTINGS` from the run's
     ``config.yaml`` and the newest ``score`` and primary scores. A run that goes on replaces its row. Runs started in
-    Python, which have no ``config.yaml``, get none.
+    Python, which have no ``config.yaml``, get none. Other loggers get the settings when the run starts.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,10 @@ class Dashboard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_laid_out = False
+        folder = trainer.log_dir  # asked on every rank: the first one sends it to the others
+        settings = _settings(Path(folder)) if folder is not None and trainer.is_global_zero else None
+        if settings is not None:
+            log_settings(trainer, settings)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int
@@ -50,14 +54,20 @@ class Dashboard(pl.Callback):
             writer.add_custom_scalars(layout(batch, cast(CoTrainedSegmenter, pl_module).datasets))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = board(trainer)
-        config = None if writer is None else RunFolder(Path(writer.log_dir)).config
-        if config is None or not config.is_file():
+        writer, folder = board(trainer), trainer.log_dir
+        settings = None if writer is None or folder is None else _settings(Path(folder))
+        if settings is None or folder is None:
             return
-        folder = config.resolve().parent
-        settings = hparams.row(yaml.safe_load(config.read_text(encoding="utf-8")))
         scores = [TAG + key for key in ("score", *Evaluation.of(trainer).primary)]
-        hparams.write(folder, {hparams.EXPERIMENT: folder.parent.name, **settings}, scores)
+        hparams.write(Path(folder).resolve(), settings, scores)
+
+
+def _settings(folder: Path) -> dict[str, hparams.Cell] | None:
+    config = RunFolder(folder).config
+    if not config.is_file():
+        return None
+    settings = hparams.row(yaml.safe_load(config.read_text(encoding="utf-8")))
+    return {hparams.EXPERIMENT: folder.resolve().parent.name, **settings}
 
 
 def layout(trained: Iterable[str], datasets: Mapping[str, DatasetSpec]) -> Layout:

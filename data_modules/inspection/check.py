@@ -1,6 +1,6 @@
 """Find what is wrong with an experiment's data before anything is trained on them.
 
-``dataseg data-check --config conf/exp/mini_all.yaml --exp mini_all``
+``dataseg data-check --exp mini_all``
 
 Looks at every record and every image of all datasets, scores each evaluation set against itself, looks for training
 images among the evaluation images, and draws some. Writes to ``runs/<exp>/data_check``: ``problems.jsonl`` with all

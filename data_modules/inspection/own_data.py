@@ -378,6 +378,7 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"{path} is there already: give another --name, or --overwrite")
     found = plan(given.folder)
     write_text(path, experiment_yaml(name, given.folder, found))
-    print("\n".join([*found.lines, f"wrote {path}: look through it, then", f"  make data-check EXP={name}"]))
-    print(f"  make train EXP={name}")
+    print("\n".join([*found.lines, f"wrote {path}: look through it, then"]))
+    print(f"  make data-check EXP={name}    or: dataseg data-check --exp {name}")
+    print(f"  make train EXP={name}         or: dataseg fit --exp {name}")
     return 0

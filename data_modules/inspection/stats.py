@@ -1,6 +1,6 @@
 """Describe an experiment's datasets on one page: their classes, sizes, and what their vocabularies share.
 
-``dataseg data-stats --config conf/exp/mini_all.yaml --exp mini_all``
+``dataseg data-stats --exp mini_all``
 
 Writes ``runs/<exp>/data_stats.html``, which needs no other file.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 VERBS = {
     "fit": "dataseg.cli.co_training",
-    "validate": "dataseg.cli.co_training",
+    "eval": "dataseg.cli.co_training",
     "plan": "dataseg.cli.plan",
     "ablation": "dataseg.cli.ablation",
     "report": "dataseg.cli.report",
@@ -29,11 +29,15 @@ VERBS = {
 }
 """Module of each verb, whose ``main`` takes the arguments. By name: this package imports no data module."""
 
+_SUBCOMMANDS = {"fit": "fit", "eval": "validate"}
+"""Verbs that are sub-commands of one command line, and what Lightning calls them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status, see `dataseg.cli.errors`."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
-    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    verb = "eval" if given == "validate" else given
     if verb in ("-h", "--help"):
         print(usage())
         return 0
@@ -41,10 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no verb {verb!r}\n\n{usage()}", file=sys.stderr)
         return 2
     from dataseg.cli.errors import exit_status  # not at the top: help needs no torch
+    from dataseg.io.shipped import require_own_packages
 
-    # fit and validate are sub-commands of one command line
-    shared = [verb] if list(VERBS.values()).count(VERBS[verb]) > 1 else []
-    return exit_status(lambda: importlib.import_module(VERBS[verb]).main([*shared, *rest]))
+    subcommand = [_SUBCOMMANDS[verb]] if verb in _SUBCOMMANDS else []
+
+    def run() -> int:
+        require_own_packages()
+        status: int = importlib.import_module(VERBS[verb]).main([*subcommand, *rest])
+        return status
+
+    return exit_status(run)
 
 
 def usage() -> str:

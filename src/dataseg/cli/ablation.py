@@ -1,6 +1,6 @@
 """Run a suite of experiments, or print its commands.
 
-``dataseg ablation --suite conf/suite/scaling_mini.yaml --seeds 3 [--parallel N] [--dry] [overrides]``
+``dataseg ablation --suite scaling_mini --seeds 3 [--parallel N] [--dry] [overrides]``
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataseg.structures import UserError
 def main(args: Sequence[str] | None = None) -> int:
     """Command line; the exit status is 0 if all runs are done, 1 if some failed."""
     parser = argparse.ArgumentParser(prog="dataseg ablation", description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
+    parser.add_argument("--suite", required=True, help="file, or name of one in conf/suite")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each row, from 0")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--parallel", type=int, default=0, help="runs at a time; default: fits this machine")

@@ -1,20 +1,24 @@
-"""Train an experiment (fit) or evaluate a checkpoint (validate).
+"""Train an experiment (fit) or evaluate a checkpoint (eval).
 
 LightningCLI over `CoTrainedSegmenter` and a data module::
 
-    dataseg fit --config conf/exp/mini_all.yaml [--config conf/with/OVERLAY.yaml] [--exp NAME --run NAME] [overrides]
+    dataseg fit --exp mini_all[+OVERLAY...] [--config conf/strategy/ddp.yaml] [--run NAME] [overrides]
+    dataseg eval --exp mini_all --ckpt_path runs/mini_all/version_0/checkpoints/best.ckpt
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,6 +28,7 @@ from dataseg.checkpoint import files, resume
 from dataseg.checkpoint.consolidate import MAKE_WHOLE
 from dataseg.checkpoint.load import require_checkpoint
 from dataseg.checkpoint.run_folder import RunFolder
+from dataseg.cli.errors import message_of
 from dataseg.config import extends as config_files
 from dataseg.config.diff import ABOUT_THE_RUN, differences
 from dataseg.config.renamed import with_current_names
@@ -60,7 +65,8 @@ class CoTrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the arguments, with what their configuration files extend; a checkpoint must be one."""
         if args is None or isinstance(args, list):
-            self.config = parser.parse_args(config_files.expand(sys.argv[1:] if args is None else args))
+            words = config_files.expand(sys.argv[1:] if args is None else args)
+            self.config = parser.parse_args(list(_with_folders(words)))
         else:
             self.config = parser.parse_object(args)
         given = self.config.get(self.config.get("subcommand"), {})
@@ -72,7 +78,12 @@ class CoTrainingCLI(LightningCLI):
         parser.add_argument(
             f"--{config_files.KEY}", type=str | None, default=None, help="configuration file that this one builds on"
         )
-        parser.add_argument("--exp", type=str, default="unnamed", help="name of the experiment")
+        parser.add_argument(
+            "--exp",
+            type=str,
+            default="unnamed",
+            help="name of the experiment: file of conf/exp, +overlay for files of conf/with; after --config: any name",
+        )
         parser.add_argument("--run", type=str | None, default=None, help="name of the run; default version_<n>")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all experiments")
         parser.add_argument(
@@ -95,6 +106,7 @@ class CoTrainingCLI(LightningCLI):
             self._compare_method(Path(self.config[self.subcommand].ckpt_path))
         self.build_data().require_files(self.subcommand)
         config = self.config[self.subcommand]
+        self._prepare_loggers(config)
         if config.ckpt_path or config.model.weights:
             _fetch_nothing(config.model.network)
 
@@ -162,18 +174,71 @@ class CoTrainingCLI(LightningCLI):
         now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         return with_current_names(then) if isinstance(then, Mapping) else {}, yaml.safe_load(now)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        runs, exp, run = (self._get(self.config, key) for key in ("runs", "exp", "run"))
-        if self.subcommand == "validate" and run is not None and RunFolder(runs / exp / run).checkpoints.exists():
+    def _prepare_loggers(self, config: Namespace) -> None:
+        """TensorBoard's, which names the run's folder; those of ``trainer.logger`` without a folder get that one."""
+        run = config.run
+        if self.subcommand == "validate" and run and RunFolder(config.runs / config.exp / run).checkpoints.exists():
             run = f"{run}_eval"  # leaves the training run's scores and configuration as they are
         hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
-        logger = TensorBoardLogger(runs, name=exp, version=run, default_hp_metric=False, purge_step=hidden_from)
-        kwargs.setdefault("logger", logger)
+        self._board = TensorBoardLogger(
+            config.runs, name=config.exp, version=run, default_hp_metric=False, purge_step=hidden_from
+        )
+        if config.trainer.logger is False:
+            raise UserError("trainer.logger=false: the run's folder is the logger's; leave it out")
+        for logger in _as_list(config.trainer.logger):
+            if logger.init_args.get("save_dir") == _RUN_FOLDER:
+                logger.init_args.save_dir = self._board.log_dir
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        others = _as_list(self._get(self.config_init, "trainer.logger"))
+        kwargs.setdefault("logger", [self._board, *others])
         return super().instantiate_trainer(**kwargs)
+
+
+_RUN_FOLDER = ""
+"""``save_dir`` of a logger that was given none."""
+
+_NEED_A_FOLDER = ("CSVLogger", "TensorBoardLogger")
+"""Loggers of Lightning whose ``save_dir`` has no default."""
+
+
+def _with_folders(words: Sequence[str]) -> Iterator[str]:
+    """Let ``--trainer.logger=CSVLogger`` do: its folder is the run's unless another is given after it."""
+    for word in words:
+        yield word
+        option, _, name = word.partition("=")
+        if option in ("--trainer.logger", "--trainer.logger+") and name.rpartition(".")[2] in _NEED_A_FOLDER:
+            yield f"--trainer.logger.save_dir={_RUN_FOLDER}"
+
+
+def _as_list(loggers: Any) -> list[Any]:
+    """Of ``trainer.logger``: one, several, or True or None for none beside TensorBoard's."""
+    if loggers is None or isinstance(loggers, bool):
+        return []
+    return list(loggers) if isinstance(loggers, list | tuple) else [loggers]
 
 
 def _listed(changes: dict[str, list[str]]) -> str:
     return "; ".join(f"{key} {now}, was {then}" for key, (then, now) in changes.items())
+
+
+_NOTICES = ("\N{ELECTRIC LIGHT BULB} Tip:", "GPU available:", "TPU available:", "`Trainer.fit` stopped:")
+"""How lines of Lightning begin that advertise, or repeat what the run itself tells."""
+
+
+def _leave_out_notices() -> None:
+    """Of libraries, about what the user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_of_use)
+    # Lightning 2.6 calls what torch 2.15 has deprecated
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec", FutureWarning)
+    # arguments are given from Python, and those of the notebook or test that runs are none of ours
+    warnings.filterwarnings("ignore", r"LightningCLI's args parameter")
+    # the datasets' order is our own, and images of evaluation are loaded by as many processes as data.num_workers says
+    warnings.filterwarnings("ignore", r".*does not have many workers")
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOTICES)
 
 
 def run(args: ArgsType = None) -> CoTrainingCLI:
@@ -182,6 +247,7 @@ def run(args: ArgsType = None) -> CoTrainingCLI:
     Raises:
         ValueError: a mistake of the user, see `dataseg.cli.errors`.
     """
+    _leave_out_notices()
     return CoTrainingCLI(
         CoTrainedSegmenter,
         LightningDataModule,
@@ -190,6 +256,52 @@ def run(args: ArgsType = None) -> CoTrainingCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
     )
+
+
+class Experiment(NamedTuple):
+    """What an experiment's configuration describes; ``trainer.fit(module, data)`` trains it."""
+
+    module: CoTrainedSegmenter
+    data: LightningDataModule
+    trainer: Trainer
+
+
+class _InPython(CoTrainingCLI):
+    """Builds what the command line would run."""
+
+    def before_instantiate_classes(self) -> None:
+        self._prepare_loggers(self.config)
+        self.build_data().require_files("fit")
+
+
+def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Build an experiment as ``dataseg fit --exp NAME`` does, without running it: for scripts and notebooks.
+
+    Args:
+        name: file of ``conf/exp``, ``+overlay`` for files of ``conf/with``: ``mini_all+ema``.
+        overrides: of the configuration, by dotted key as on the command line: ``{"trainer.max_steps": 50}``.
+
+    Raises:
+        UserError: no such experiment, a key that is none, a value of another type, or data that are missing.
+    """
+    words = [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (overrides or {}).items()
+    ]
+    _leave_out_notices()
+    try:
+        built = _InPython(
+            CoTrainedSegmenter,
+            LightningDataModule,
+            subclass_mode_data=True,
+            args=["--exp", name, *words],
+            run=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False},
+        )
+    except ArgumentError as error:
+        raise UserError(message_of(error) or str(error)) from error
+    return Experiment(built.model, built.datamodule, built.trainer)
 
 
 def main(args: ArgsType = None) -> int:

@@ -1,6 +1,6 @@
 """Fill the cache of text embeddings ahead of training, and report class names that come twice.
 
-    dataseg embed --config conf/exp/r50_all.yaml \
+    dataseg embed --exp r50_all \
         --vocabularies data_modules/vocabularies/*.json [--model.text.templates=clip]
 
 Text encoder, templates and cache are those of the experiment; embedded are the names of its datasets and of the
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dataseg.cli.co_training import CoTrainingCLI
 from dataseg.config.instantiate import instantiate
+from dataseg.io.shipped import find
 from dataseg.structures import Vocabulary
 from dataseg.text.cache import read_cache
 from dataseg.text.embeddings import TextEmbeddings
@@ -102,7 +103,7 @@ class EmbedCLI(CoTrainingCLI):
         self.text: TextEmbeddings = instantiate(TextEmbeddings, self.config.model.text.as_dict(), "model.text")
         data = instantiate(LightningDataModule, self.config.data.as_dict(), "data")
         own = [spec.vocabulary for spec in data.specs.values()]
-        files = [Vocabulary.load(path) for path in self.config.vocabularies]
+        files = [Vocabulary.load(find(path)) for path in self.config.vocabularies]
         self.vocabularies = _different([*own, *(files if self.text.encoder else _complete(files, self.text))])
 
 

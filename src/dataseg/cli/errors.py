@@ -25,7 +25,7 @@ def exit_status(verb: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except Exception as error:
         message = message_of(error)
         if message is None:
             raise
@@ -41,6 +41,8 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _FULL:
         where = f" ({error.filename})" if error.filename else ""
         return f"the disk is full{where}: make room. Checkpoints are whole: a run goes on with RESUME=auto"
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, which not every verb imports
+        return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__

@@ -25,6 +25,7 @@ from dataseg.deployment.from_run import config_of, model_of
 from dataseg.deployment.model_file import write_model
 from dataseg.deployment.predictor import Predictor
 from dataseg.deployment.registry import PACKAGES
+from dataseg.io.shipped import find
 from dataseg.structures import UserError, Vocabulary
 
 
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path = options.out or (options.config or config_of(options.checkpoint)).with_name(hub.FILE_NAME)
     if out.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, got {out}")
-    more = [Vocabulary.load(path) for path in options.vocabularies]
+    more = [Vocabulary.load(find(path)) for path in options.vocabularies]
     packages = tuple(options.packages)
     model, network = model_of(options.checkpoint, options.config, options.text_cache, more, packages)
     write_model(out, model)

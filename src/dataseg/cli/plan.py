@@ -1,6 +1,6 @@
 """Plan a run before GPUs are rented: memory, time, disk and cores. Needs no GPU, no data and no network.
 
-``dataseg plan --config conf/exp/r50_all.yaml --gpus 8 --gpu h100-80 [overrides of the configuration]``
+``dataseg plan --exp r50_all --gpus 8 --gpu h100-80 [overrides of the configuration]``
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the report of a suite: a page, a Markdown file and its figures, from the runs that are there.
 
-``dataseg report --suite conf/suite/scaling_mini.yaml [--runs runs] [--out docs/scaling_mini]``
+``dataseg report --suite scaling_mini [--runs runs] [--out docs/scaling_mini]``
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataseg.experiments.suite import load
 from dataseg.io.atomic import replacing, write_text
 
 
-def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
+def report(suite_file: Path | str, runs: Path, out: Path | None = None) -> tuple[Path, Path, Path]:
     """Write ``<out>.html``, ``<out>.md`` and, for papers, ``<out>_figures/*.pdf`` and ``.svg``.
 
     Args:
-        suite_file: of ``conf/suite``.
+        suite_file: see `dataseg.experiments.suite.load`.
         runs: folder of all runs.
         out: without suffix; None = ``<runs>/<suite>/report``.
 
@@ -32,7 +32,7 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
         UserError: no such suite, or no run of it.
     """
     suite = load(suite_file)
-    findings = collect(suite, runs, conf=suite_file.parent.parent)
+    findings = collect(suite, runs)
     out = out or runs / suite.name / "report"
     html, md, figures = (out.with_name(out.name + ending) for ending in (".html", ".md", "_figures"))
     chapters = chapters_of(findings)
@@ -46,7 +46,7 @@ def report(suite_file: Path, runs: Path, out: Path | None = None) -> tuple[Path,
 def main(args: Sequence[str] | None = None) -> int:
     """Command line; the exit status is 0."""
     parser = argparse.ArgumentParser(prog="dataseg report", description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", type=Path, required=True, help="file of conf/suite")
+    parser.add_argument("--suite", required=True, help="file, or name of one in conf/suite")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--out", type=Path, help="files to write, without suffix; default: <runs>/<suite>/report")
     options = parser.parse_args(args)

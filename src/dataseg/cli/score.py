@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from dataseg.io.shipped import find
 from dataseg.metrics.by_task import metric_for
 from dataseg.metrics.mean_iou import Convention
 from dataseg.metrics.panoptic_quality import AreaMode
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     task, out, per_class = Task(options.pop("task")), options.pop("out"), options.pop("per_class")
     if options["vocabulary"] is not None:
-        options["vocabulary"] = Vocabulary.load(options["vocabulary"])
+        options["vocabulary"] = Vocabulary.load(find(options["vocabulary"]))
     options |= {name: tuple(options[name]) for name in ("gt_ignore", "pred_ignore")}
     scores = score(task, Inputs(**options), progress=sys.stderr.isatty())
     console = Console()

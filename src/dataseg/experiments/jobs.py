@@ -17,6 +17,7 @@ from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.config.extends import lineage
 from dataseg.experiments.suite import Row, Suite
 from dataseg.io.json_files import write_json
+from dataseg.io.shipped import find
 from dataseg.structures import UserError
 
 COMMAND, OUTPUT = "command.json", "output.txt"
@@ -138,7 +139,7 @@ def jobs_of(suite: Suite, seeds: int, runs: Path, extra: Sequence[str] = (), con
         seeds: seeds of each row, from 0.
         runs: folder of all runs; the suite's lie in a folder of its name.
         extra: overrides for all of them, after the suite's.
-        conf: folder of configuration files.
+        conf: folder of configuration files; what it lacks of the project's own is taken from there.
 
     Raises:
         UserError: a file of a row that is missing, or evaluations that its steps cannot be divided into.
@@ -151,7 +152,7 @@ def jobs_of(suite: Suite, seeds: int, runs: Path, extra: Sequence[str] = (), con
 def _job(suite: Suite, row: Row, seed: int, runs: Path, extra: Sequence[str], conf: Path) -> Job:
     names = [f"exp/{row.exp}", *suite.overlays, *(f"with/{overlay}" for overlay in row.overlays)]
     files = [conf / f"{name}.yaml" for name in names]
-    missing = [str(file) for file in files if not file.is_file()]
+    missing = [str(file) for file in files if not find(file).is_file()]
     if missing:
         raise UserError(f"suite {suite.name}, row {row.name}: there is no {', '.join(missing)}")
     steps = row.steps or _max_steps(files)

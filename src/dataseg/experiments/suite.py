@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from dataseg.io.shipped import CONF, find
 from dataseg.structures import UserError
 
 
@@ -112,14 +113,15 @@ class Suite:
 
 
 def load(path: Path | str) -> Suite:
-    """Read a suite.
+    """Read a suite: a file, or the name of one in ``conf/suite``.
 
     Raises:
         UserError: no such file, a key that is none, a value of another type, or a baseline that is no row.
     """
-    path = Path(path)
+    path = find(path if Path(path).suffix else f"conf/suite/{path}.yaml")
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        folders = path.parent, CONF / "suite"
+        known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})) or "none"
         raise UserError(f"{path}: there is no such suite; choose one of: {known}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite, "suite")

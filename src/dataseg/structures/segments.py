@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,8 @@ class Movable:
 class SegmentMap(Movable):
     """Segments that do not overlap, as one map: semantic and panoptic targets and predictions.
 
-    A semantic map is one whose ``labels`` are all different: one segment per class.
+    A semantic map is one whose ``labels`` are all different: one segment per class. NumPy arrays may be given in the
+    place of tensors.
 
     Attributes:
         ids: integer ``[H, W]``, values ``0..K-1`` (row of ``labels``) or `VOID`.
@@ -62,6 +64,10 @@ class SegmentMap(Movable):
     areas: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                setattr(self, f.name, torch.from_numpy(np.ascontiguousarray(value)))
         if self.ids.ndim != 2:
             raise ValueError(f"SegmentMap.ids must be [H, W], got {list(self.ids.shape)}")
         if self.ids.is_floating_point() or self.labels.is_floating_point():

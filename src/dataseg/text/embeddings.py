@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from dataseg.io.cache import cache_folder
+from dataseg.io.shipped import find
 from dataseg.structures import ClassEmbeddings, UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache, write_cache
 from dataseg.text.encoder import TextEncoder, shorten
@@ -43,7 +44,7 @@ class TextEmbeddings:
         self.encoder = encoder
         self.templates = templates
         self._texts = templates_of(templates)
-        self._file = Path(cache).expanduser() if cache else None
+        self._file = find(cache) if cache else None
 
     @property
     def cache(self) -> Path:

@@ -40,7 +40,7 @@ from dataseg.structures import (
 from dataseg.text.embeddings import TextEmbeddings
 from dataseg.training import optimization
 from dataseg.training.build import BackgroundKind, ClassifierKind, prepare
-from dataseg.training.optimization import Optimization
+from dataseg.training.optimization import Optimization, freeze
 from dataseg.training.sharding import FullySharded, shard
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
         embeddings = prepare(network, text, datasets, weights, classifier, background)
         self.text_provenance = embeddings.provenance
+        freeze(network, optimization.frozen)
         self.network = network
         self.criterion = criterion
         self.datasets = datasets

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ class Optimization:
             (1 - progress) ** ``poly_power``; "constant" does neither.
         milestones: fractions of the run, in (0, 1); default: as the Mask2Former paper states them. The official
             configurations have 0.889 and 0.963.
+        frozen: patterns of names of the network's parameters that are not trained, with ``*`` for any part of a name:
+            ``["backbone.*"]``. Running statistics of batch norms are another matter: see the backbone's freeze_norm.
     """
 
     lr: float = 1e-4
@@ -44,6 +47,7 @@ class Optimization:
     milestones: tuple[float, ...] = (0.9, 0.95)
     step_factor: float = 0.1
     poly_power: float = 0.9
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -71,6 +75,24 @@ def _without_decay(network: nn.Module, official: bool) -> set[int]:
         ids.discard(id(own[LEVEL_EMBEDDING]))
     excused: set[str] = getattr(getattr(network, "backbone", None), "no_weight_decay", set)()
     return ids | {id(p) for name, p in own.items() if name.removeprefix("backbone.") in excused}
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave the parameters that `Optimization.frozen` names out of training.
+
+    Raises:
+        UserError: a pattern that no parameter has, or nothing is left to train.
+    """
+    own = dict(network.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(own, pattern)
+        if not found:
+            parts = ", ".join(f"{part}.*" for part in dict.fromkeys(name.partition(".")[0] for name in own))
+            raise UserError(f"optimization.frozen: no parameter is called {pattern!r}; the network has {parts}")
+        for name in found:
+            own[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in own.values()):
+        raise UserError(f"optimization.frozen={list(patterns)} leaves nothing to train")
 
 
 def parameter_groups(network: nn.Module, options: Optimization) -> list[dict[str, Any]]:

@@ -73,6 +73,7 @@ def trainer(tmp_path):
         is_global_zero=True,
         logger=logger,
         loggers=[logger],
+        log_dir=logger.log_dir,
         callbacks=[Evaluation()],
         callback_metrics={},
     )

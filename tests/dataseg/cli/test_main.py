@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dataseg.cli import merge_shards
 from dataseg.cli.__main__ import VERBS, main
@@ -38,6 +39,11 @@ def wrapped() -> ValueError:
         (wrapped(), 1, "error: what to do"),
         (UserError("Caught UserError in a worker.\nTraceback ...\nUserError: what to do"), 1, "error: what to do"),
         (OSError(errno.ENOSPC, "No space left on device", "/full"), 1, "error: the disk is full (/full): make room."),
+        (
+            MisconfigurationException("no such\n  strategy"),
+            1,
+            "error: Lightning refuses the trainer's settings: no such s",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "/its"), 1, "Permission denied: '/its'"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],

@@ -49,3 +49,33 @@ def test_mistakes_name_the_file(tmp_path, content: str, message: str):
     write(tmp_path, one=content)
     with pytest.raises(UserError, match=message):
         lineage(tmp_path / "one.yaml")
+
+
+def test_an_experiment_s_name_stands_for_its_files_wherever_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *files, name = expand(["fit", "--exp", "mini_all+ema"])[1:]
+    found = [Path(word.removeprefix("--config=")) for word in files if word.startswith("--config=")]
+    assert [path.name for path in found] == ["base.yaml", "mini_all.yaml", "ema.yaml"]
+    assert all(path.is_file() for path in found)
+    assert name == "--extends=null"
+    assert "--exp=mini_all+ema" in files
+    with pytest.raises(UserError, match=r"conf/exp/mini_al.yaml: no such configuration file; conf/exp has .*mini_all"):
+        expand(["fit", "--exp=mini_al"])
+
+
+def test_after_a_file_it_is_only_a_name(tmp_path):
+    write(tmp_path, a="x: 1")
+    file = f"--config={tmp_path / 'a.yaml'}"
+    assert expand([file, "--exp", "any"]) == [file, "--exp=any"]
+
+
+def test_files_of_one_s_own_extend_the_project_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "exp").mkdir(parents=True)
+    write(tmp_path / "conf" / "exp", mine="extends: mini_ade.yaml", other="extends: ../own.yaml")
+    write(tmp_path, loose="extends: exp/mini_all.yaml")
+    assert [p.stem for p in lineage(Path("conf/exp/mine.yaml"))] == ["base", "mini_all", "mini_ade", "mine"]
+    assert [p.stem for p in lineage(Path("conf/exp/other.yaml"))] == ["base", "own", "other"]
+    assert [p.stem for p in lineage(Path("loose.yaml"))] == ["base", "mini_all", "loose"]
+    write(tmp_path / "conf" / "exp", mini_ade="x: 1")
+    assert [p.stem for p in lineage(Path("conf/exp/mine.yaml"))] == ["mini_ade", "mine"]

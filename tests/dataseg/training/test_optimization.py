@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from dataseg.checkpoint.state_dict_adapter import HUGGING_FACE, translate
-from dataseg.training.optimization import Optimization, build, configure, lr_factor, parameter_groups, settings
+from dataseg.structures import UserError
+from dataseg.training.optimization import (
+    Optimization,
+    build,
+    configure,
+    freeze,
+    lr_factor,
+    parameter_groups,
+    settings,
+)
 
 
 class _Backbone(nn.Module):
@@ -147,3 +156,14 @@ def test_decay_as_in_the_official_code(mask2former_pair):
     of = {id(p): g for g in parameter_groups(ours, Optimization()) for p in g["params"]}
     less = wanted - {name for name, p in trained.items() if of[id(p)]["weight_decay"]}
     assert less == {name for name in wanted if name.endswith(".bias")} | {"pixel_decoder.level_embed.weight"}
+
+
+def test_parts_are_frozen_by_name():
+    network = _Network()
+    freeze(network, ["backbone.*", "queries.weight"])
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert sum(len(group["params"]) for group in parameter_groups(network, Optimization())) == 2
+    with pytest.raises(UserError, match=r"no parameter is called 'bakbone.*the network has backbone\.\*, head\.\*"):
+        freeze(network, ["bakbone.*"])
+    with pytest.raises(UserError, match="nothing to train"):
+        freeze(network, ["*"])
