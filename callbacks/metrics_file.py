@@ -24,7 +24,7 @@ from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.io.atomic import write_text
 from dataseg.io.json_files import write_json
 from dataseg.structures import DatasetSpec, Task
-from dataseg.visualization.class_tables import figures_of_class
+from dataseg.visualization.class_tables import scores_of_class
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _model(pl_module: Any, spec: DatasetSpec, task: Task) -> dict[str, str]:
 
 def _per_class(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float | None]]]:
     return {
-        f"{dataset}.{task}": figures_of_class(columns, evaluation.metrics[dataset, task].vocabulary.names)
+        f"{dataset}.{task}": scores_of_class(columns, evaluation.metrics[dataset, task].vocabulary.names)
         for (dataset, task), columns in evaluation.per_class.items()
     }
 

@@ -70,7 +70,7 @@ class AdePanoptic(PanopticReader):
     """ADE20k panoptic: ``ade20k_panoptic_{train,val}.json`` and its PNGs, as Mask2Former's preparation writes them.
 
     Its JSON states stuff areas from before things were pasted over, so that even a perfect prediction may fall short
-    of 100. ``areas="stored"`` keeps them, comparable with published figures; "recounted" counts the PNG.
+    of 100. ``areas="stored"`` keeps them, comparable with published scores; "recounted" counts the PNG.
 
     Args:
         root: the dataset's folder, below the data root or one folder down.

@@ -5,7 +5,7 @@
 Looks at every record and every image of all datasets, scores each evaluation set against itself, looks for training
 images among the evaluation images, and draws some. Writes to ``runs/<exp>/data_check``: ``problems.jsonl`` with all
 that was found, and a picture grid per dataset. If it is stopped it goes on where it was. Exit status 1 if something
-would stop a training or spoil its figures.
+would stop a training or spoil its scores.
 """
 
 from __future__ import annotations
@@ -172,10 +172,10 @@ def _score(reader: Reader, report: Report, indices: Iterable[int]) -> None:
         report.scores = score.compute()
     except UserError as error:
         report.problems.append(Problem("error", "cannot be scored", str(error)))
-    for figure, value in report.scores.items():
+    for score, value in report.scores.items():
         if value < 100 - 1e-6:
-            why = "; segments that make 100 impossible are listed as warnings" if figure.startswith("pq") else ""
-            message = f"{report.name}: the ground truth scores {figure} {value:.4f} against itself, not 100{why}"
+            why = "; segments that make 100 impossible are listed as warnings" if score.startswith("pq") else ""
+            message = f"{report.name}: the ground truth scores {score} {value:.4f} against itself, not 100{why}"
             report.problems.append(Problem("warning", "not 100 against itself", message))
 
 

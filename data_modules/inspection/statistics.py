@@ -32,7 +32,7 @@ class Statistics:
         title: what it is called in public.
         vocabulary: its classes.
         images: how many there are.
-        counted: how many of them the figures below come from.
+        counted: how many of them the numbers below come from.
         per_class: int64 ``[C]``, segments or boxes of each class.
         images_per_class: int64 ``[C]``, images that hold a class.
         per_image: int64 ``[counted]``, segments of each image.

@@ -35,7 +35,7 @@ from dataseg.prediction_files import (
     write_json,
 )
 from dataseg.structures import Segments, Task, UserError, Vocabulary
-from dataseg.visualization.class_tables import confusion_markdown, figures_of_class, per_class_markdown
+from dataseg.visualization.class_tables import confusion_markdown, per_class_markdown, scores_of_class
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Scores:
         """Scores in percent (null where undefined), counts as they are."""
         content: dict[str, Any] = {name: _percent(value) for name, value in self.values.items()}
         content |= {"unit": "percent", "images": self.images, "convention": self.convention}
-        content["per_class"] = figures_of_class(self.per_class, self.vocabulary.names)
+        content["per_class"] = scores_of_class(self.per_class, self.vocabulary.names)
         if self.confusion is not None:
             content["confusion"] = self.confusion.tolist()
         return content

@@ -24,7 +24,7 @@ ABOUT_THE_RUN = frozenset(
         "data.cache",
     }
 )
-"""Names and places, which say nothing about the experiment."""
+"""Names and locations, which say nothing about the experiment."""
 
 
 def differences(configs: Sequence[Mapping[str, Any]], ignored: Collection[str] = ABOUT_THE_RUN) -> dict[str, list[str]]:

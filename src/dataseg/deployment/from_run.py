@@ -132,7 +132,7 @@ def _text_vectors(text: TextEmbeddings, vocabularies: Sequence[Vocabulary]) -> T
 
 
 def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
-    """Step, figures of that step if the run noted any, and versions."""
+    """Step, scores of that step if the run noted any, and versions."""
     metrics = RunFolder(config.parent).metrics
     figures: dict[str, float] = {}
     if metrics.is_file():

@@ -77,17 +77,17 @@ segments = model("picture.jpg", vocabulary="{sorted(model.vocabularies)[0]}", ta
 {classes}
 
 Text embeddings: `{model.text.metadata.get("encoder")}`, templates `{model.text.metadata.get("template_set")}`.
-{_figures(model.provenance)}
+{_scores(model.provenance)}
 The resolved configuration of the training run is in `config.json` and in the metadata of `{FILE_NAME}`.
 """
     return ModelCard(body, ignore_metadata_errors=False)
 
 
-def _figures(provenance: Mapping[str, Any]) -> str:
+def _scores(provenance: Mapping[str, Any]) -> str:
     figures = provenance.get("figures") or {}
     lines = [f"| {name} | {value:.2f} |" for name, value in sorted(figures.items())]
     step = provenance.get("step")
     head = f"\nWeights of step {step}.\n" if step is not None else ""
     if not lines:
         return head
-    return "\n".join([head, f"Figures of step {step}, percent:", "", "| | |", "|---|---|", *lines, ""])
+    return "\n".join([head, f"Scores of step {step}, percent:", "", "| | |", "|---|---|", *lines, ""])

@@ -63,7 +63,7 @@ class InstanceOptions:
 
     Attributes:
         max_instances: (query, class) pairs of highest class probability that are handed out.
-        candidates: which pairs compete for these places. "all" (Mask2Former): of every class, and pairs of stuff are
+        candidates: which pairs are ranked for them. "all" (Mask2Former): of every class, and pairs of stuff are
             dropped afterwards, so that fewer may be left; or "things" alone.
     """
 

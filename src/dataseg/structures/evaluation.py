@@ -53,7 +53,7 @@ class TestTimeAugmentation:
         return self.scales == (1.0,) and not self.flip and self.window is None
 
     def __str__(self) -> str:
-        """In words, to stand beside a figure."""
+        """In words, to stand beside a score."""
         window = f", windows of {self.window} px with overlap {self.overlap:.3g}" if self.window else ""
         return f"scales {', '.join(f'{s:g}' for s in self.scales)}{', mirrored too' if self.flip else ''}{window}"
 
@@ -67,7 +67,7 @@ class DatasetSpec:
         tasks: what it is evaluated by; empty for a set that is only trained on.
         views: how its semantic task looks at an image.
         areas: of its panoptic segments: "stored" as its files state them, or "recounted" in its maps.
-        resize: how its evaluation images are resized, in words; stands beside its figures.
+        resize: how its evaluation images are resized, in words; stands beside its scores.
     """
 
     vocabulary: Vocabulary

@@ -59,7 +59,7 @@ class TextEmbeddings:
 
     @property
     def provenance(self) -> str:
-        """What stands beside every figure: the encoder and the template set."""
+        """What stands beside every score: the encoder and the template set."""
         content = self._load() if self.encoder is None else None
         encoder = content.metadata.get("encoder") if content else self._expected().get("encoder")
         return f"{encoder}, templates {self.templates}"

@@ -1,6 +1,6 @@
-"""Per-class figures and confusion matrices as markdown and as pictures, for TensorBoard and the command line.
+"""Per-class scores and confusion matrices as markdown and as pictures, for TensorBoard and the command line.
 
-Legend: C = classes. Figures are percent; counts (pixels, instances, tp, fp, fn) are shown as they are.
+Legend: C = classes. Scores are percent; counts (pixels, instances, tp, fp, fn) are shown as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_count(column: str) -> bool:
     return column.split("_")[0] in COUNTS
 
 
-def figures_of_class(columns: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def scores_of_class(columns: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """``{class: {column: percent or count}}``, None where undefined: what goes into a JSON file."""
     table: dict[str, dict[str, float | None]] = {}
     for c, name in enumerate(names):

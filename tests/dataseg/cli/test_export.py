@@ -328,7 +328,7 @@ def test_push(exported, checkpoint, tmp_path, monkeypatch, capsys):
         "| `coco` | mini_coco | 24 |",
         "all-MiniLM-L6-v2",
         "Weights of step 2",
-        "Figures of step 2, percent",
+        "Scores of step 2, percent",
     ):
         assert expected in card
 

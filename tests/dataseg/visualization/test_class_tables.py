@@ -6,10 +6,10 @@ import torch
 from dataseg.visualization.class_tables import (
     confusion_markdown,
     confusion_picture,
-    figures_of_class,
     is_count,
     per_class_markdown,
     per_class_picture,
+    scores_of_class,
 )
 
 NAMES = ["cat", "dog|wolf", "cat"]
@@ -32,8 +32,8 @@ def test_per_class_markdown():
     ]
 
 
-def test_figures_of_class_keep_names_that_occur_twice():
-    assert figures_of_class(COLUMNS, NAMES) == {
+def test_scores_of_class_keep_names_that_occur_twice():
+    assert scores_of_class(COLUMNS, NAMES) == {
         "cat": {"iou": 50.0, "pixels": 1200.0},
         "dog|wolf": {"iou": None, "pixels": 0.0},
         "cat (2)": {"iou": 100.0, "pixels": 7.0},

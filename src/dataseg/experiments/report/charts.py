@@ -1,4 +1,4 @@
-"""The charts of one table: figures by row, learning curves, training losses, gains by class."""
+"""The charts of one table: scores by row, learning curves, training losses, gains by class."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Chart:
 
 
 def seeds_charts(findings: Findings, lines: Sequence[Line]) -> list[Chart]:
-    """Each column's figures by row: seeds, range, median, and the baseline's median."""
+    """Each column's scores by row: seeds, range, median, and the baseline's median."""
     charts = []
     for c, column in enumerate(findings.suite.columns):
         entries, reference = [], None
         for k, line in enumerate(lines):
             cell = line.cells[c]
-            values = [v for run in line.runs if (v := run.figure(column.metric)) is not None]
+            values = [v for run in line.runs if (v := run.score(column.metric)) is not None]
             center = cell.spread.median if cell.spread else 0.0
             entries.append(Dots(line.label, values, center, k, str(cell.spread or absent_text(line))))
             if cell.is_baseline and cell.spread is not None:
@@ -52,7 +52,7 @@ def seeds_charts(findings: Findings, lines: Sequence[Line]) -> list[Chart]:
 
 
 def learning_curves(findings: Findings, lines: Sequence[Line]) -> list[Chart]:
-    """Each column's figure over the steps; dashed where the row does not train on the column's dataset."""
+    """Each column's score over the steps; dashed where the row does not train on the column's dataset."""
     charts = []
     for c, column in enumerate(findings.suite.columns):
         curves = []
@@ -98,7 +98,7 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def class_gains(comparisons: Sequence[Comparison]) -> list[Chart]:
-    """Change of each class's figure from the baseline to the row it is compared with; medians over the seeds."""
+    """Change of each class's score from the baseline to the row it is compared with; medians over the seeds."""
     charts = []
     for comparison in comparisons:
         metric = comparison.column.metric

@@ -40,7 +40,7 @@ class Run:
     is_done: bool = False
     notes: tuple[str, ...] = ()
 
-    def figure(self, metric: str) -> float | None:
+    def score(self, metric: str) -> float | None:
         """Percent; None where undefined."""
         return finite(self.metrics.get(metric))
 
@@ -55,12 +55,12 @@ class Run:
         return int(finite(mapping(self.metrics, "run").get("step")) or 0)
 
     def per_class(self, metric: str) -> dict[str, float]:
-        """Percent by class, of the figure that ``metric`` averages; empty if it is none."""
+        """Percent by class, of the score that ``metric`` averages; empty if it is none."""
         dataset, _, name = metric.partition(".")
         column = column_of(name)
         for group, classes in mapping(self.metrics, "per_class").items():
             if group.partition(".")[0] == dataset and isinstance(classes, dict):
-                values = {c: finite(figures.get(column)) for c, figures in classes.items() if isinstance(figures, dict)}
+                values = {c: finite(columns.get(column)) for c, columns in classes.items() if isinstance(columns, dict)}
                 found = {c: value for c, value in values.items() if value is not None}
                 if found:
                     return found
@@ -159,7 +159,7 @@ def _read(row: Row, seed: int, folder: Path) -> Run:
     is_done = is_complete(metrics, row.steps)
     if metrics and not is_done:
         steps = row.steps or state.get("max_steps")
-        notes.append(f"not complete: evaluated at step {state.get('step')} of {steps}; its figures are left out")
+        notes.append(f"not complete: evaluated at step {state.get('step')} of {steps}; its scores are left out")
     if not is_done and (folder / OUTPUT).is_file():
         notes.append(f"its last word: {Job(row, seed, folder, (), row.steps).last_error()}")
     if metrics or RunFolder(folder).config.exists():

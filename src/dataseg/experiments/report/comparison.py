@@ -1,4 +1,4 @@
-"""What a table's figures amount to: the rows that a report looks at closely, and its sentence of result."""
+"""What a table's scores amount to: the rows that a report looks at closely, and its sentence of result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def explanation(self) -> str:
-        """The figures behind the answer."""
+        """The scores behind the answer."""
         if self.cell.difference is None:
             missing = [line.label for line, cell in self._both if cell.spread is None]
             return f"not run: {', '.join(missing)}"
@@ -96,12 +96,12 @@ def _of_one(comparisons: list[Comparison]) -> list[str]:
     unknown = sum(c.answer not in ("yes", "no") for c in comparisons)
     if unknown == len(comparisons):
         changes = [c.change for c in comparisons if c.cell.difference is not None]
-        higher = f"; it is higher in {sum(c > 0 for c in changes)} of {len(changes)} figures" if changes else ""
+        higher = f"; it is higher in {sum(c > 0 for c in changes)} of {len(changes)} scores" if changes else ""
         return [
             f"Whether {subject} beats its baseline by more than the seeds' range cannot be told without several seeds"
             f" of both{higher}."
         ]
-    text = f"{subject} beats its baseline by more than the seeds' range in {len(beats)} of {len(comparisons)} figures"
+    text = f"{subject} beats its baseline by more than the seeds' range in {len(beats)} of {len(comparisons)} scores"
     if beats:
         text += f": {joined([f'{c.column.title} {signed(c.change)}' for c in beats])}"
     return [text + (f"; {unknown} cannot be told." if unknown else ".")]
@@ -117,7 +117,7 @@ def _of_many(comparisons: list[Comparison]) -> list[str]:
     clear = [difference.value for _, difference in compared if difference.is_clear]
     outside = [difference.value for _, difference in compared if difference.is_outside]
     missing = len(comparisons) - len(compared)
-    text = f"{rows} rows are compared with their baseline, {len(compared)} figures in all"
+    text = f"{rows} rows are compared with their baseline, {len(compared)} scores in all"
     sentences = [f"{text}, {missing} are missing." if missing else f"{text}."]
     if any(difference.is_clear is not None for _, difference in compared):
         sentences.append(f"Larger than the seeds' range: {_ways(clear)}.")

@@ -61,7 +61,7 @@ class Chapter:
     def charts(self) -> dict[str, list[Chart]]:
         """By part of the chapter."""
         return {
-            "figures": charts.seeds_charts(self.findings, self.lines),
+            "scores": charts.seeds_charts(self.findings, self.lines),
             "curves": charts.learning_curves(self.findings, self.lines),
             "losses": charts.loss_curves(self.findings, self.lines),
             "classes": [chart for of_row in self.gains.values() for chart in of_row],

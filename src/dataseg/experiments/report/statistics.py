@@ -1,6 +1,6 @@
-"""The figures of a report: median and range over seeds, differences to the baseline, and what they amount to.
+"""The scores of a report: median and range over seeds, differences to the baseline, and what they amount to.
 
-All figures are percent. Two rows differ clearly if their ranges over the seeds, from the least to the largest, do not
+All scores are percent. Two rows differ clearly if their ranges over the seeds, from the least to the largest, do not
 overlap; with one seed there is no range, and nothing is clear: such a row can only lie within the range of the
 baseline's seeds or outside.
 """
@@ -17,17 +17,17 @@ from dataseg.experiments.suite import Column, Row, Table
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 LEGEND = (
-    "Figures are percent: median over the seeds, range from the least to the largest, and the difference to the "
+    "Scores are percent: median over the seeds, range from the least to the largest, and the difference to the "
     "column's baseline (ref.). A full triangle marks differences larger than the seeds' range: the ranges of the two "
     "rows do not overlap. A hollow one: one seed, which lies outside the range of the baseline's seeds. Bold: best of "
-    "the column. Italic: direct transfer, the row does not train on that dataset. Paper: the published figure and its "
-    "difference to the published baseline, on the real datasets. n/a: the runs do not have this figure."
+    "the column. Italic: direct transfer, the row does not train on that dataset. Paper: the published score and its "
+    "difference to the published baseline, on the real datasets. n/a: the runs do not have this score."
 )
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the seeds."""
+    """One score over the seeds."""
 
     median: float
     low: float
@@ -83,10 +83,10 @@ class Cell:
     """A row's entry in a column.
 
     Attributes:
-        spread: None where nothing was run, or the figure is undefined.
+        spread: None where nothing was run, or the score is undefined.
         difference: to the baseline; None for the baseline itself.
-        paper: the paper's figure.
-        paper_difference: to the paper's figure of the baseline.
+        paper: the paper's score.
+        paper_difference: to the paper's score of the baseline.
         is_best: largest median of the column, if there are several.
         is_transfer: the row does not train on the column's dataset.
     """
@@ -121,7 +121,7 @@ class Line:
 
 
 def lines_of(findings: Findings, table: Table) -> list[Line]:
-    """A table's rows with their figures, in order."""
+    """A table's rows with their scores, in order."""
     columns = findings.suite.columns
     runs = [findings.done(table, row) for row in table.rows]
     cells = [_cells(findings, table, column, runs) for column in columns]  # by column, then row
@@ -142,7 +142,7 @@ def _labels(table: Table) -> list[str]:
 
 
 def _cells(findings: Findings, table: Table, column: Column, runs: list[list[Run]]) -> list[Cell]:
-    spreads = [Spread.of(run.figure(column.metric) for run in of_row) for of_row in runs]
+    spreads = [Spread.of(run.score(column.metric) for run in of_row) for of_row in runs]
     papers = [row.paper.get(column.metric) for row in table.rows]
     baseline = table.baseline(column.metric)
     base = table.rows.index(baseline) if baseline is not None else None
@@ -150,7 +150,7 @@ def _cells(findings: Findings, table: Table, column: Column, runs: list[list[Run
     if base is not None and baseline is not None:
         base_spread, theirs = spreads[base], papers[base]
         everything = (run for (name, _), run in findings.runs.items() if name == baseline.name and run.is_done)
-        all_of_base = Spread.of(run.figure(column.metric) for run in everything)
+        all_of_base = Spread.of(run.score(column.metric) for run in everything)
     defined = [spread.median for spread in spreads if spread is not None]
     best = max(defined) if len(defined) > 1 else None
     cells = []
@@ -172,7 +172,7 @@ def _cells(findings: Findings, table: Table, column: Column, runs: list[list[Run
 
 
 def absent_text(line: Line) -> str:
-    """What stands in the place of a figure: never a number."""
+    """What stands in the place of a score: never a number."""
     return "n/a" if line.runs else "not run"
 
 
@@ -182,7 +182,7 @@ def has_baseline(lines: Sequence[Line], column: int) -> bool:
 
 
 def has_paper(lines: Sequence[Line], column: int) -> bool:
-    """Whether the paper has any figure of a column."""
+    """Whether the paper has any score of a column."""
     return any(line.cells[column].paper is not None for line in lines)
 
 

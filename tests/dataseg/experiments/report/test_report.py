@@ -77,7 +77,7 @@ def shown(written) -> Page:
 @pytest.fixture
 def without_charts(monkeypatch):
     """Charts take most of the time."""
-    monkeypatch.setattr(Chapter, "charts", {part: [] for part in ("figures", "curves", "losses", "classes")})
+    monkeypatch.setattr(Chapter, "charts", {part: [] for part in ("scores", "curves", "losses", "classes")})
     monkeypatch.setattr(Chapter, "gains", {})
 
 
@@ -125,7 +125,7 @@ def test_one_seed_is_compared_with_the_range_of_all_seeds_of_the_baseline(shown)
 def test_sentence_of_result_and_markdown_agree_with_the_page(written, shown):
     text = written[1].read_text(encoding="utf-8")
     trained = "both (30 steps), trained on ade and coco,"
-    sentence = f"{trained} beats its baseline by more than the seeds' range in 1 of 2 figures"
+    sentence = f"{trained} beats its baseline by more than the seeds' range in 1 of 2 scores"
     assert sentence in text
     assert sentence in shown.text
     assert "against 40.9 [40.1\N{EN DASH}41.7] of one_ade (10 steps), +4.6" in text
