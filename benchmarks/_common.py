@@ -47,6 +47,29 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(n / d for n, d in zip(numerator, denominator, strict=True))
 
 
+def peak_memory(run: Callable[[], object], device: str) -> float:
+    """Peak of two runs above what was there before them, MB; for a process of its own.
+
+    Of the whole process on the CPU (Linux only), of tensors on a GPU.
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    run()
+    run()
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return (peak - before) / 1e6
+
+
+def _resident(key: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
 @dataclass
 class Report:
     """What one benchmark found.

@@ -21,10 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
-from _common import Report, ratio, side_by_side
+from _common import Report, peak_memory, ratio, side_by_side
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
@@ -187,23 +186,7 @@ CONTENDERS = {"loss": loss_contender, "step": step_contender}
 
 def memory(part: str, name: str, settings: Settings) -> float:
     """Peak of two runs above what was there before them, MB; for a process of its own."""
-    run = CONTENDERS[part](name, settings)
-    if settings.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    run()
-    run()
-    peak = torch.cuda.max_memory_allocated() if settings.device == "cuda" else resident("VmHWM")
-    return (peak - before) / 1e6
-
-
-def resident(key: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return peak_memory(CONTENDERS[part](name, settings), settings.device)
 
 
 def bench(report: Report, part: str, settings: Settings, repeats: int) -> None:

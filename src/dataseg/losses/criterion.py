@@ -1,32 +1,36 @@
 """The training loss: matching, class, mask, dice and projection terms over all decoder layers.
 
-Shape legend: ``L`` = decoder layers that predict, ``B`` = batch, ``Q`` = queries, ``C`` = classes, ``K`` = target
-segments of an image, ``M = min(Q, K)`` = its matched pairs, ``T`` = sum of M over the batch, ``P`` = points,
-``N`` = random points that the P are chosen from, ``h, w`` = rows and columns of the mask logits.
+Images whose targets are of one kind (masks, boxes) are computed together, over all layers, filled up to one number of
+segments; so that the number of operations does not follow the number of images, but for drawing their points.
+
+Shape legend: ``L`` = decoder layers that predict, ``B`` = images of one kind of target, ``Q`` = queries, ``C`` =
+classes, ``K`` = their largest number of segments, ``M = min(Q, K)`` = matched pairs, ``P`` = points, ``N`` = random
+points that the P are chosen from, ``h, w`` = rows and columns of the mask logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from dataseg.losses.affinity import affinity_loss, color_similarity
-from dataseg.losses.matcher import BoxTargets, HungarianMatcher, Matches, PointTargets
+from dataseg.losses.matcher import BoxTargets, HungarianMatcher, Matches, PointTargets, Targets, chunks
 from dataseg.losses.points import (
+    MaskTargets,
     check_geometry,
     sample_logits,
-    sample_target,
     select_uncertain,
     target_labels,
     uniform_points,
 )
-from dataseg.losses.terms import MaskLoss, box_profiles, dice_loss, mask_loss, mask_profiles, projection_loss
-from dataseg.structures import Batch, Boxes, InstanceMasks, Proposals, SegmentMap, Target, UserError
+from dataseg.losses.terms import MaskLoss, box_profiles, dice_loss, mask_loss, projection_loss
+from dataseg.structures import Batch, Boxes, Proposals, UserError
 from dataseg.structures.geometry import ImageGeometry
 
 MATCHING_STREAM, LOSS_STREAM = 0, 1
@@ -34,40 +38,31 @@ MATCHING_STREAM, LOSS_STREAM = 0, 1
 
 
 @dataclass(frozen=True)
-class _Image:
-    """One image of a batch, as its losses need it.
+class _Group:
+    """The images of a batch whose targets are of one kind.
 
     Attributes:
-        pixels: uint8 ``[3, H, W]``, padded.
-        target: after MERGE.
-        geometry: where the image lies in the padded input.
-        region: where losses are taken: the image, or all of the padded input.
-        labels: int64 ``[K]``.
-        boxes: of a target of boxes, else None.
-        seed: of its points.
-        image_id: for messages.
+        targets: after MERGE.
+        geometries: of masks: where losses are taken, the image or all of the padded input; of boxes: the image.
+        pixels: uint8, of the whole batch.
+        seeds: of their points.
+        masks: None = boxes.
     """
 
+    targets: Targets
+    geometries: list[ImageGeometry]
     pixels: Tensor
-    target: Target
-    geometry: ImageGeometry
-    region: ImageGeometry
-    labels: Tensor
-    boxes: BoxTargets | None
-    seed: int
-    image_id: str
+    seeds: list[int]
+    masks: MaskTargets | None
 
-    def place(self, points_P2: Tensor) -> tuple[Tensor, Tensor]:
-        """Points in [0, 1] of the region, as those of the image (beyond 1 in the padding) and of the padded input."""
-        if self.region is self.geometry:
-            return points_P2, self.geometry.to_padded(points_P2)
-        return self.geometry.to_image(points_P2), points_P2
-
-    @property
-    def masks(self) -> SegmentMap | InstanceMasks:
-        """The target, if it is not of boxes."""
-        assert not isinstance(self.target, Boxes)
-        return self.target
+    def points(self, stream: int, shape: tuple[int, ...]) -> Tensor:
+        """Random points where losses are taken, float ``[B, *shape, 2]`` in [0, 1] of the padded input."""
+        device = self.targets.labels.device
+        points = torch.stack([uniform_points(seed, stream, shape, device) for seed in self.seeds])
+        if all(geometry.size == geometry.padded for geometry in self.geometries):
+            return points
+        shares = [(g.size[1] / g.padded[1], g.size[0] / g.padded[0]) for g in self.geometries]
+        return points * points.new_tensor(shares).view(len(points), *(1,) * len(shape), 2)
 
 
 class Criterion(nn.Module):
@@ -163,60 +158,77 @@ class Criterion(nn.Module):
             NonFiniteCostError: the proposals are not finite; names the images.
             UserError: a target is of another size than its image.
         """
-        with torch.autocast(device_type=proposals[0].class_logits.device.type, enabled=False):
-            images = _images(batch, proposals[0].mask_logits.shape[-2:], self.padding)
-            normalizers = mean_over_ranks(self._normalizers(images, proposals[0].class_logits.shape[1]))
+        device = proposals[0].class_logits.device
+        with torch.autocast(device_type=device.type, enabled=False):
+            groups = self._groups(batch, (proposals[0].mask_logits.shape[2], proposals[0].mask_logits.shape[3]))
+            counts = [count for group in groups for count in group.targets.counts]
+            normalizers = mean_over_ranks(self._normalizers(counts, proposals[0].class_logits.shape[1], device))
             segments, class_weights = normalizers[0].clamp(min=1), normalizers[1]
-            matches = self._match(proposals, images, representatives)
-            sums = self._mask_sums(proposals, images, matches)
-            losses = {"class": self._class_sum(proposals, images, matches, representatives) / class_weights}
-            for name in self.weights:
-                if name != "class":
-                    losses[name] = sums[name] / segments
+            targets = [group.targets for group in groups]
+            matches = self.matcher(proposals, targets, batch.image_ids, representatives)
+            losses = {"class": self._class_sum(proposals, targets, matches, representatives) / class_weights}
+            sums = dict.fromkeys(self.weights, _connected_zero(proposals, matches))
+            for group, matched in zip(groups, matches, strict=True):
+                if matched.queries.shape[2]:
+                    logits = _matched_logits(proposals, group.targets, matched)
+                    terms = self._box_terms if group.masks is None else self._point_terms
+                    sums |= {name: sums[name] + value for name, value in terms(logits, group, matched).items()}
+            losses |= {name: sums[name] / segments for name in self.weights if name != "class"}
             return {name: self.weights[name] * losses[name] for name in self.weights}
 
-    def _normalizers(self, images: Sequence[_Image], num_queries: int) -> Tensor:
-        matched = sum(min(num_queries, len(image.labels)) for image in images)
-        background = num_queries * len(images) - matched
-        values = [float(sum(len(image.labels) for image in images)), matched + self.no_object_weight * background]
-        return torch.tensor(values, device=images[0].labels.device)
+    def _groups(self, batch: Batch, grid: tuple[int, int]) -> list[_Group]:
+        """The images with masks and those with boxes, as far as there are any; checks that sizes agree."""
+        padded = batch.images.shape[2], batch.images.shape[3]
+        geometries = [ImageGeometry(padded, size) for size in batch.sizes]
+        for target, geometry, image_id in zip(batch.targets, geometries, batch.image_ids, strict=True):
+            check_geometry(target, geometry, image_id)
+        if self.padding == "background":
+            regions = [ImageGeometry(padded, padded)] * len(batch)
+        else:
+            regions = geometries
+        boxed = [i for i, target in enumerate(batch.targets) if isinstance(target, Boxes)]
+        masked = [i for i in range(len(batch)) if i not in boxed]
+        groups = [self._mask_group(batch, masked, regions)] if masked else []
+        return [*groups, _box_group(batch, boxed, regions, geometries, grid)] if boxed else groups
 
-    def _match(
-        self, proposals: Sequence[Proposals], images: Sequence[_Image], representatives: Tensor | None
-    ) -> Matches:
-        device = proposals[0].mask_logits.device
-        prepared: list[PointTargets | BoxTargets | None] = []
-        for image in images:
-            if not len(image.labels):
-                prepared.append(None)
-            elif image.boxes is not None:
-                prepared.append(image.boxes)
-            else:
-                drawn_P2 = uniform_points(image.seed, MATCHING_STREAM, (self.num_points,), device)
-                points_P2, padded_P2 = image.place(drawn_P2)
-                values_KP, valid_P = sample_target(image.masks, image.geometry, points_P2)
-                prepared.append(PointTargets(padded_P2, values_KP, valid_P))
-        labels, ids = [image.labels for image in images], [image.image_id for image in images]
-        return self.matcher(proposals, labels, prepared, ids, representatives)
+    def _mask_group(self, batch: Batch, images: list[int], regions: Sequence[ImageGeometry]) -> _Group:
+        chosen = [target for target in (batch.targets[i] for i in images) if not isinstance(target, Boxes)]
+        masks = MaskTargets.of(chosen, [batch.sizes[i] for i in images], regions[0].padded)
+        labels = [target_labels(target) for target in chosen]
+        group = _Group(
+            Targets(images, pad_sequence(labels, batch_first=True), [len(own) for own in labels], None),
+            [regions[i] for i in images],
+            batch.images,
+            [batch.seeds[i] for i in images],
+            masks,
+        )
+        if not any(group.targets.counts):
+            return group
+        points_BP2 = group.points(MATCHING_STREAM, (self.num_points,))
+        return replace(group, targets=replace(group.targets, masks=PointTargets(points_BP2, *masks.at(points_BP2))))
+
+    def _normalizers(self, counts: Sequence[int], num_queries: int, device: torch.device) -> Tensor:
+        matched = sum(min(num_queries, count) for count in counts)
+        background = num_queries * len(counts) - matched
+        return torch.tensor([float(sum(counts)), matched + self.no_object_weight * background], device=device)
 
     def _class_sum(
         self,
         proposals: Sequence[Proposals],
-        images: Sequence[_Image],
-        matches: Matches,
+        targets: Sequence[Targets],
+        matches: Sequence[Matches],
         representatives: Tensor | None,
     ) -> Tensor:
         logits_LBQC = torch.stack([p.class_logits for p in proposals]).float()
-        background = logits_LBQC.shape[-1] - 1
+        background, queries = logits_LBQC.shape[-1] - 1, logits_LBQC.shape[2]
         weights_C = logits_LBQC.new_ones(background + 1)
         weights_C[background] = self.no_object_weight
         classes_LBQ = torch.full(logits_LBQC.shape[:3], background, device=logits_LBQC.device)
-        start = 0
-        for i, (image, count) in enumerate(zip(images, matches.counts, strict=True)):
-            pairs = slice(start, start + count)
-            matched_LM = image.labels[matches.segments[:, pairs]]
-            classes_LBQ[:, i].scatter_(1, matches.queries[:, pairs], matched_LM)
-            start += count
+        for group, matched in zip(targets, matches, strict=True):
+            matched_LBM = group.labels.expand(len(proposals), -1, -1).gather(2, matched.segments)
+            own_LBQ = matched_LBM.new_full((*matched_LBM.shape[:2], queries + 1), background)  # the last: no pair
+            own_LBQ.scatter_(2, matched.queries.masked_fill(~matched.real, queries), matched_LBM)
+            classes_LBQ[:, group.images] = own_LBQ[..., :queries]
         if representatives is not None:
             matched_LBQ = classes_LBQ != background
             classes_LBQ = torch.where(matched_LBQ, classes_LBQ, classes_LBQ.gather(2, representatives))
@@ -224,103 +236,112 @@ class Criterion(nn.Module):
             return torch.where(matched_LBQ.flatten(), losses, self.no_object_weight * losses).sum()
         return functional.cross_entropy(logits_LBQC.flatten(0, 2), classes_LBQ.flatten(), weights_C, reduction="sum")
 
-    def _mask_sums(
-        self, proposals: Sequence[Proposals], images: Sequence[_Image], matches: Matches
-    ) -> dict[str, Tensor]:
-        """Sums of the mask terms over layers and matched pairs; unweighted."""
-        counts = torch.tensor(matches.counts)
-        image_T = torch.repeat_interleave(torch.arange(len(counts)), counts).to(matches.queries.device)
-        # one gather per layer for the whole batch: its backward writes each layer's gradient once, matched or not
-        logits_LThw = torch.stack(
-            [p.mask_logits[image_T, q_T].float() for p, q_T in zip(proposals, matches.queries, strict=True)]
-        )
-        sums = dict.fromkeys(self.weights, _connected_zero(proposals, logits_LThw))
-        pieces = torch.split(logits_LThw, matches.counts, 1), torch.split(matches.segments, matches.counts, 1)
-        for image, logits_LMhw, segments_LM in zip(images, *pieces, strict=True):
-            if not segments_LM.shape[1]:
-                continue
-            if image.boxes is not None:
-                terms = self._box_terms(logits_LMhw, segments_LM, image, image.boxes)
-            else:
-                terms = self._point_terms(logits_LMhw, segments_LM, image)
-            for name, value in terms.items():
-                sums[name] = sums[name] + value
-        return sums
-
-    def _point_terms(self, logits_LMhw: Tensor, segments_LM: Tensor, image: _Image) -> dict[str, Tensor]:
-        """Mask and dice terms of one image."""
-        layers, masks = segments_LM.shape
+    def _point_terms(self, logits_LBMhw: Tensor, group: _Group, matched: Matches) -> dict[str, Tensor]:
+        """Sums of the mask and dice terms."""
+        layers, images, pairs = matched.queries.shape
         uniform = self.num_points - self.num_uncertain
-        points_LN2 = uniform_points(
-            image.seed, LOSS_STREAM, (layers, self.num_candidates + uniform), segments_LM.device
-        )
-        points_LN2, padded_LN2 = image.place(points_LN2)
-        values_KN, valid_N = sample_target(image.masks, image.geometry, points_LN2.flatten(0, 1))
-        values_KLN, valid_LN = values_KN.view(-1, *points_LN2.shape[:2]), valid_N.view(points_LN2.shape[:2])
-        with torch.no_grad():
-            scores_LMN = sample_logits(logits_LMhw, padded_LN2[:, : self.num_candidates])
-            chosen_LMP = select_uncertain(scores_LMN, valid_LN[:, : self.num_candidates], self.num_uncertain)
-            others_P = torch.arange(self.num_candidates, self.num_candidates + uniform, device=segments_LM.device)
-            chosen_LMP = torch.cat([chosen_LMP, others_P.expand(layers, masks, -1)], -1)
-            layer_L11 = torch.arange(layers, device=segments_LM.device)[:, None, None]
-            values_LMP = values_KLN[segments_LM[..., None], layer_L11, chosen_LMP]
-            valid_LMP = valid_LN[layer_L11, chosen_LMP]
-            points_LMP2 = padded_LN2[layer_L11, chosen_LMP]
-        sampled = sample_logits(logits_LMhw.flatten(0, 1)[:, None], points_LMP2.flatten(0, 1))
-        logits_LMP = sampled.view(layers, masks, -1)
-        return {
-            "mask": mask_loss(logits_LMP, values_LMP, valid_LMP, self.mask_loss).sum(),
-            "dice": dice_loss(logits_LMP, values_LMP, valid_LMP).sum(),
-        }
+        points_BLN2 = group.points(LOSS_STREAM, (layers, self.num_candidates + uniform))
+        sums = []
+        for part in chunks(layers, images * pairs * self.num_candidates):
+            logits_LMP, values_LMP, valid_LMP = self._sampled(
+                logits_LBMhw[part], points_BLN2[:, part], matched.segments[part], matched.real, group
+            )
+            point = mask_loss(logits_LMP, values_LMP, valid_LMP, self.mask_loss).sum()
+            sums.append(torch.stack([point, dice_loss(logits_LMP, values_LMP, valid_LMP).sum()]))
+        mask, dice = torch.stack(sums).sum(0)
+        return {"mask": mask, "dice": dice}
 
-    def _box_terms(
-        self, logits_LMhw: Tensor, segments_LM: Tensor, image: _Image, boxes: BoxTargets
-    ) -> dict[str, Tensor]:
-        """Projection (and affinity) term of one image."""
-        wanted = boxes.profiles[0][segments_LM], boxes.profiles[1][segments_LM]
-        terms = {"projection": projection_loss(mask_profiles(logits_LMhw, boxes.cells), wanted).sum()}
+    def _sampled(
+        self, logits_LBMhw: Tensor, points_BLN2: Tensor, segments_LBM: Tensor, real_BM: Tensor, group: _Group
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, values and validity at uncertain and at uniform points, ``[L * B, M, P]``."""
+        assert group.masks is not None
+        layers, images = segments_LBM.shape[:2]
+        with torch.no_grad():
+            values_BKN, valid_BN = group.masks.at(points_BLN2.flatten(1, 2))
+            values_BKLN = values_BKN.view(*values_BKN.shape[:2], layers, -1)
+            valid_LBN = valid_BN.view(images, layers, -1).transpose(0, 1)
+            points_LBN2 = points_BLN2.transpose(0, 1)
+            candidates_XN2 = points_LBN2[:, :, : self.num_candidates].flatten(0, 1)
+            scores_XMN = sample_logits(logits_LBMhw.flatten(0, 1), candidates_XN2)
+            chosen_XMP = select_uncertain(
+                scores_XMN, valid_LBN[..., : self.num_candidates].flatten(0, 1), self.num_uncertain
+            )
+            others_P = torch.arange(self.num_candidates, points_LBN2.shape[2], device=chosen_XMP.device)
+            chosen_LBMP = torch.cat([chosen_XMP, others_P.expand(*chosen_XMP.shape[:2], -1)], -1)
+            chosen_LBMP = chosen_LBMP.view(layers, images, *chosen_LBMP.shape[1:])
+            layer_L, image_B = (torch.arange(n, device=chosen_XMP.device) for n in (layers, images))
+            layer_L, image_B = layer_L[:, None, None, None], image_B[:, None, None]
+            values_LBMP = values_BKLN[image_B, segments_LBM[..., None], layer_L, chosen_LBMP]
+            valid_LBMP = valid_LBN[layer_L, image_B, chosen_LBMP] & real_BM[..., None]
+            points_LBMP2 = points_LBN2[layer_L, image_B, chosen_LBMP]
+        sampled = sample_logits(logits_LBMhw.flatten(0, 2)[:, None], points_LBMP2.flatten(0, 2))
+        return sampled.view(values_LBMP.shape), values_LBMP, valid_LBMP
+
+    def _box_terms(self, logits_LBMhw: Tensor, group: _Group, matched: Matches) -> dict[str, Tensor]:
+        """Sums of the projection (and affinity) terms."""
+        boxes = group.targets.masks
+        assert isinstance(boxes, BoxTargets)
+        images_B1 = torch.arange(len(group.targets.images), device=logits_LBMhw.device)[:, None]
+        onto_x, onto_y = (profile[images_B1, matched.segments] for profile in boxes.profiles)
+        losses_LBM = projection_loss(boxes.profiles_of(logits_LBMhw), (onto_x, onto_y))
+        terms = {"projection": (losses_LBM * matched.real).sum()}
         if "affinity" in self.weights:
-            grid = logits_LMhw.shape[-2], logits_LMhw.shape[-1]
-            rows, columns = image.geometry.cells(*grid)
-            similarity_Ehw = color_similarity(image.pixels, (rows, columns), grid)
-            inside_LMhw = wanted[0][..., None, :columns] * wanted[1][..., :rows, None]
-            image_logits = logits_LMhw[..., :rows, :columns]
-            losses_LM = affinity_loss(image_logits, similarity_Ehw, inside_LMhw, self.affinity_threshold)
-            terms["affinity"] = losses_LM.sum()
+            grid = logits_LBMhw.shape[-2], logits_LBMhw.shape[-1]
+            terms["affinity"] = logits_LBMhw.new_zeros(())
+            for i, (position, geometry) in enumerate(zip(group.targets.images, group.geometries, strict=True)):
+                rows, columns = geometry.cells(*grid)
+                similarity_Ehw = color_similarity(group.pixels[position], (rows, columns), grid)
+                inside_LMhw = onto_x[:, i, :, None, :columns] * onto_y[:, i, :, :rows, None]
+                image_logits = logits_LBMhw[:, i, :, :rows, :columns]
+                losses_LM = affinity_loss(image_logits, similarity_Ehw, inside_LMhw, self.affinity_threshold)
+                terms["affinity"] = terms["affinity"] + (losses_LM * matched.real[i]).sum()
         return terms
 
 
-def _connected_zero(proposals: Sequence[Proposals], matched_LThw: Tensor) -> Tensor:
+def _box_group(
+    batch: Batch,
+    images: list[int],
+    regions: Sequence[ImageGeometry],
+    geometries: Sequence[ImageGeometry],
+    grid: tuple[int, int],
+) -> _Group:
+    chosen = [target for target in (batch.targets[i] for i in images) if isinstance(target, Boxes)]
+    labels = [target.labels for target in chosen]
+    targets = Targets(images, pad_sequence(labels, batch_first=True), [len(own) for own in labels], None)
+    if any(targets.counts):
+        padded, device = regions[0].padded, labels[0].device
+        cells_B2 = torch.tensor([regions[i].cells(*grid) for i in images], device=device)
+        rows_B1, columns_B1 = cells_B2[:, :1], cells_B2[:, 1:]
+        inside = None
+        if any(regions[i].size != padded for i in images):
+            inside = torch.arange(grid[0], device=device)[:, None] < rows_B1[..., None]
+            inside = inside & (torch.arange(grid[1], device=device) < columns_B1[..., None])
+        xyxy_BK4 = pad_sequence([target.xyxy for target in chosen], batch_first=True)
+        steps = padded[0] / grid[0], padded[1] / grid[1]
+        profiles = box_profiles(xyxy_BK4, grid, steps, (rows_B1 - 1, columns_B1 - 1))
+        targets = replace(targets, masks=BoxTargets(profiles, inside))
+    return _Group(targets, [geometries[i] for i in images], batch.images, [batch.seeds[i] for i in images], None)
+
+
+def _matched_logits(proposals: Sequence[Proposals], targets: Targets, matched: Matches) -> Tensor:
+    """Mask logits of the matched queries, float32 ``[L, B, M, h, w]``; of the first query where there is no pair.
+
+    One gather per layer: its backward writes each layer's gradient once, matched or not.
+    """
+    images_B1 = torch.tensor(targets.images, device=matched.queries.device)[:, None]
+    return torch.stack(
+        [p.mask_logits[images_B1, own].float() for p, own in zip(proposals, matched.queries, strict=True)]
+    )
+
+
+def _connected_zero(proposals: Sequence[Proposals], matches: Sequence[Matches]) -> Tensor:
     """0, connected to every layer's proposals, so that all ranks have gradients for the same parameters.
 
-    One logit of each layer is enough for its classes. Masks are connected by their own terms, or by the sum over
-    none of them where nothing is matched.
+    One logit of each layer is enough for its classes. Masks are connected by their own terms, or by a sum over none
+    of them where nothing is matched.
     """
-    masks = matched_LThw.new_zeros(()) if matched_LThw.shape[1] else matched_LThw.sum()
-    return 0.0 * sum((p.class_logits[0, 0, 0].float() for p in proposals), start=masks)
-
-
-def _images(batch: Batch, grid: Sequence[int], padding: Literal["background", "void"]) -> list[_Image]:
-    """The images of a batch; checks that targets agree with their sizes.
-
-    Args:
-        batch: after MERGE.
-        grid: rows and columns of the mask logits.
-        padding: see `Criterion`.
-    """
-    padded = batch.images.shape[2], batch.images.shape[3]
-    found = []
-    for i, target in enumerate(batch.targets):
-        geometry = ImageGeometry(padded, batch.sizes[i])
-        check_geometry(target, geometry, batch.image_ids[i])
-        region = geometry if padding == "void" else ImageGeometry(padded, padded)
-        boxes = _box_targets(target, region, grid) if isinstance(target, Boxes) else None
-        own = target_labels(target), boxes, batch.seeds[i], batch.image_ids[i]
-        found.append(_Image(batch.images[i], target, geometry, region, *own))
-    return found
-
-
-def _box_targets(target: Boxes, geometry: ImageGeometry, grid: Sequence[int]) -> BoxTargets:
-    cells = geometry.cells(grid[0], grid[1])
-    steps = geometry.padded[0] / grid[0], geometry.padded[1] / grid[1]
-    return BoxTargets(box_profiles(target.xyxy, cells, steps), cells)
+    first = proposals[0].class_logits.new_zeros((), dtype=torch.float32)
+    if not any(matched.queries.shape[2] for matched in matches):
+        first = torch.stack([p.mask_logits[:0].float().sum() for p in proposals]).sum()
+    return 0.0 * sum((p.class_logits[0, 0, 0].float() for p in proposals), start=first)

@@ -1,16 +1,18 @@
 """Hungarian matching of queries to target segments, for all images and decoder layers with one device sync.
 
-Shape legend: ``L`` = decoder layers that predict, ``B`` = batch, ``Q`` = queries, ``K`` = target segments of an image,
-``M = min(Q, K)`` = matched pairs of an image, ``T`` = sum of M over the batch, ``P`` = points.
+Shape legend: ``L`` = decoder layers that predict, ``B`` = images of one kind of target, ``Q`` = queries, ``K`` = their
+largest number of segments, ``M = min(Q, K)`` = pairs, ``P`` = points, ``h, w`` = rows and columns of the mask logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -24,6 +26,9 @@ from dataseg.losses.terms import (
     pair_projection_cost,
 )
 from dataseg.structures import Proposals
+
+CHUNK_ELEMENTS = 2**23
+"""Numbers in the largest intermediate of the layers that are gone through together: 32 MiB in float32."""
 
 
 class NonFiniteCostError(ValueError):
@@ -44,12 +49,12 @@ class NonFiniteCostError(ValueError):
 
 @dataclass(frozen=True)
 class PointTargets:
-    """Masks of one image's targets at points.
+    """Masks of the targets at points.
 
     Attributes:
-        points: float ``[P, 2]``, in [0, 1] of the padded input.
-        values: float ``[K, P]`` in [0, 1].
-        valid: bool ``[P]``; clear of VOID.
+        points: float ``[B, P, 2]``, in [0, 1] of the padded input.
+        values: float ``[B, K, P]`` in [0, 1].
+        valid: bool ``[B, P]``; clear of VOID.
     """
 
     points: Tensor
@@ -59,30 +64,57 @@ class PointTargets:
 
 @dataclass(frozen=True)
 class BoxTargets:
-    """Projections of one image's boxes.
+    """Projections of the boxes.
 
     Attributes:
-        profiles: onto x, ``[K, columns]``, and onto y, ``[K, rows]``.
-        cells: rows and columns of the mask logits' grid that belong to the image.
+        profiles: onto x, ``[B, K, w]``, and onto y, ``[B, K, h]``.
+        inside: bool ``[B, h, w]``, cells of the mask logits that count; None = all.
     """
 
     profiles: tuple[Tensor, Tensor]
-    cells: tuple[int, int]
+    inside: Tensor | None = None
+
+    def profiles_of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """`mask_profiles` of mask logits ``[..., B, N, h, w]`` over the cells that count."""
+        if self.inside is not None:
+            logits = logits.masked_fill(~self.inside[:, None], -torch.inf)
+        return mask_profiles(logits)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Images of a batch whose targets are of one kind.
+
+    Attributes:
+        images: positions in the batch, ascending.
+        labels: int64 ``[B, K]``, filled up with 0.
+        counts: segments of each.
+        masks: what mask costs are made of; None = there is no segment.
+    """
+
+    images: list[int]
+    labels: Tensor
+    counts: list[int]
+    masks: PointTargets | BoxTargets | None
+
+    def of(self, values: Tensor) -> Tensor:
+        """Rows of these images, of the whole batch's."""
+        return values if len(self.images) == len(values) else values[self.images]
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Who is matched to whom.
+    """Who is matched to whom, in the images of one `Targets`; filled up to M pairs.
 
     Attributes:
-        queries: int64 ``[L, T]`` on the proposals' device; images one after another, ascending within an image.
-        segments: int64 ``[L, T]``, in ``0..K - 1`` of the pair's own image.
-        counts: M of each image; its sum is T.
+        queries: int64 ``[L, B, M]`` on the proposals' device, ascending; then 0.
+        segments: int64 ``[L, B, M]``, of the image's own; then 0.
+        real: bool ``[B, M]``; the others are no pairs.
     """
 
     queries: Tensor
     segments: Tensor
-    counts: list[int] = field(default_factory=list)
+    real: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,76 +130,127 @@ class HungarianMatcher:
     projection_weight: float
     mask_loss: MaskLoss = "bce"
 
-    def costs(
-        self, proposals: Sequence[Proposals], image: int, labels_K: Tensor, target: PointTargets | BoxTargets
-    ) -> Tensor:
-        """Cost matrices of one image, float32 ``[L, Q, K]``."""
-        logits_LQC = torch.stack([p.class_logits[image] for p in proposals]).float()
-        cost_LQK = self.class_weight * class_cost(logits_LQC, labels_K)
-        if isinstance(target, BoxTargets):
-            profiles = [mask_profiles(p.mask_logits[image], target.cells) for p in proposals]
-            masks = torch.stack([x for x, _ in profiles]), torch.stack([y for _, y in profiles])
-            return cost_LQK + self.projection_weight * pair_projection_cost(masks, target.profiles)
-        logits_LQP = torch.cat(
-            [sample_logits(p.mask_logits[image, None].float(), target.points[None]) for p in proposals]
+    def costs(self, proposals: Sequence[Proposals], targets: Targets) -> Tensor:
+        """Cost matrices, float32 ``[B, L, Q, K]``."""
+        count, queries = len(targets.images), proposals[0].class_logits.shape[1]
+        points = targets.masks.points.shape[1] if isinstance(targets.masks, PointTargets) else 0
+        parts = [self._costs(proposals[layers], targets) for layers in chunks(len(proposals), count * queries * points)]
+        return torch.cat(parts, 1).view(count, len(proposals), queries, -1)
+
+    def _costs(self, proposals: Sequence[Proposals], targets: Targets) -> Tensor:
+        """``[B, L * Q, K]``: of one product per image for all layers."""
+        cost = self.class_weight * class_cost(
+            torch.cat([targets.of(p.class_logits).float() for p in proposals], 1), targets.labels
         )
-        cost_LQK = cost_LQK + self.dice_weight * pair_dice_cost(logits_LQP, target.values, target.valid)
-        mask_cost_LQK = pair_mask_cost(logits_LQP, target.values, target.valid, self.mask_loss)
-        return cost_LQK + self.mask_weight * mask_cost_LQK
+        masks = targets.masks
+        if isinstance(masks, BoxTargets):
+            profiles = [masks.profiles_of(targets.of(p.mask_logits)) for p in proposals]
+            of_masks = torch.cat([x for x, _ in profiles], 1), torch.cat([y for _, y in profiles], 1)
+            return cost + self.projection_weight * pair_projection_cost(of_masks, masks.profiles)
+        assert masks is not None
+        logits = torch.cat([sample_logits(targets.of(p.mask_logits).float(), masks.points) for p in proposals], 1)
+        cost += self.dice_weight * pair_dice_cost(logits, masks.values, masks.valid)
+        return cost + self.mask_weight * pair_mask_cost(logits, masks.values, masks.valid, self.mask_loss)
 
     @torch.no_grad()
     def __call__(
         self,
         proposals: Sequence[Proposals],
-        labels: Sequence[Tensor],
-        targets: Sequence[PointTargets | BoxTargets | None],
+        groups: Sequence[Targets],
         image_ids: Sequence[str],
         representatives: Tensor | None = None,
-    ) -> Matches:
+    ) -> list[Matches]:
         """Match a batch.
 
         Args:
             proposals: one per layer.
-            labels: int64 ``[K]`` per image.
-            targets: per image; None where K is 0.
-            image_ids: named in errors.
+            groups: the batch's images.
+            image_ids: of the batch, named in errors.
             representatives: int64 ``[L, B, Q]``, the query that stands for each; those that do not stand for
                 themselves are matched only where segments outnumber the others. None = each stands for itself.
+
+        Returns:
+            Matches of each group.
 
         Raises:
             NonFiniteCostError: a cost is NaN or infinite; names the images.
         """
-        device = proposals[0].class_logits.device
-        costs = [
-            None if target is None else self.costs(proposals, i, labels[i], target) for i, target in enumerate(targets)
-        ]
+        device, queries = proposals[0].class_logits.device, proposals[0].class_logits.shape[1]
+        present = [group for group in groups if group.masks is not None]
+        wanted = [self.costs(proposals, group) for group in present]
         if representatives is not None:
-            follows_LBQ = representatives != torch.arange(representatives.shape[2], device=device)
-            costs = [None if cost is None else _put_last(cost, follows_LBQ[:, i]) for i, cost in enumerate(costs)]
-        host = _to_host(costs)
-        broken = [image_ids[i] for i, cost in enumerate(host) if not np.isfinite(cost).all()]
-        if broken:
-            raise NonFiniteCostError(broken)
-        pairs = [
-            np.asarray([linear_sum_assignment(cost_QK) for cost_QK in cost_LQK]) for cost_LQK in host if cost_LQK.size
+            follows_LBQ = representatives != torch.arange(queries, device=device)
+            wanted += [group.of(follows_LBQ.transpose(0, 1)).float() for group in present]
+        arrays = _to_host(wanted)
+        costs, follows = arrays[: len(present)], arrays[len(present) :]
+        _require_finite(present, costs, image_ids)
+        found = [
+            _assign(cost, group.counts, follows[i] if follows else None)
+            for i, (group, cost) in enumerate(zip(present, costs, strict=True))
         ]
-        counts = [min(cost.shape[1:]) if cost.size else 0 for cost in host]
-        empty = np.zeros((len(proposals), 2, 0), dtype=np.int64)
-        joined_L2T = torch.from_numpy(np.concatenate([empty, *pairs], axis=2).astype(np.int64)).to(device)
-        return Matches(queries=joined_L2T[:, 0], segments=joined_L2T[:, 1], counts=counts)
+        matched = iter(_to_device(found, device))
+        nothing = np.zeros((len(proposals), 0), dtype=np.int64)
+        matches = []
+        for group in groups:
+            if group.masks is None:
+                empty = torch.from_numpy(nothing).to(device)[:, None].expand(-1, len(group.images), -1)
+                matches.append(Matches(empty, empty, empty[0].bool()))
+            else:
+                pairs = torch.tensor([min(count, queries) for count in group.counts], device=device)
+                queries_LBM, segments_LBM = next(matched).unbind(2)
+                real_BM = torch.arange(queries_LBM.shape[2], device=device) < pairs[:, None]
+                matches.append(Matches(queries_LBM, segments_LBM, real_BM))
+        return matches
 
 
-def _put_last(cost_LQK: Tensor, follows_LQ: Tensor) -> Tensor:
-    """Cost with so much on top for some queries that as few of them as possible are matched."""
-    span_L11 = cost_LQK.amax((1, 2), keepdim=True) - cost_LQK.amin((1, 2), keepdim=True)
-    return cost_LQK + follows_LQ[..., None] * (1 + span_L11) * min(cost_LQK.shape[1:])
+def chunks(layers: int, elements: int) -> Iterator[slice]:
+    """Layers that are gone through together, if one layer's largest intermediate has ``elements`` numbers."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements))
+    return (slice(start, start + step) for start in range(0, layers, step))
 
 
-def _to_host(costs: Sequence[Tensor | None]) -> list[np.ndarray]:
-    """All cost matrices in host memory, moved in one transfer; an empty array for None."""
-    present = [cost for cost in costs if cost is not None]
-    if not present:
-        return [np.zeros((0, 0, 0), dtype=np.float32) for _ in costs]
-    flat = torch.cat([cost.flatten() for cost in present]).cpu().numpy()
-    arrays = iter(np.split(flat, np.cumsum([cost.numel() for cost in present])[:-1]))
-    return [np.zeros((0, 0, 0), np.float32) if cost is None else next(arrays).reshape(cost.shape) for cost in costs]
+def _assign(cost_BLQK: NDArray[np.float32], counts: Sequence[int], follows_BLQ: NDArray[Any] | None) -> NDArray[Any]:
+    """Pairs of least cost: queries and segments, int64 ``[L, B, 2, M]``."""
+    _, layers, queries, most = cost_BLQK.shape
+    found_LB2M = np.zeros((layers, len(counts), 2, min(queries, most)), dtype=np.int64)
+    for i, count in enumerate(counts):
+        pairs = min(queries, count)
+        for layer in range(layers if count else 0):
+            cost_QK = cost_BLQK[i, layer, :, :count]
+            if follows_BLQ is not None:  # so much on top that as few of them as possible are matched
+                cost_QK = cost_QK + follows_BLQ[i, layer][:, None] * (1 + np.ptp(cost_QK)) * pairs
+            found_LB2M[layer, i, :, :pairs] = linear_sum_assignment(cost_QK)
+    return found_LB2M
+
+
+def _require_finite(groups: Sequence[Targets], costs: Sequence[NDArray[Any]], image_ids: Sequence[str]) -> None:
+    broken = sorted(
+        position
+        for group, cost in zip(groups, costs, strict=True)
+        for position, count, cost_LQK in zip(group.images, group.counts, cost, strict=True)
+        if not np.isfinite(cost_LQK[..., :count]).all()
+    )
+    if broken:
+        raise NonFiniteCostError([image_ids[position] for position in broken])
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    """All in host memory, moved in one transfer."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, pin_memory=flat.is_cuda).copy_(flat, non_blocking=True)
+    if flat.is_cuda:
+        torch.cuda.current_stream(flat.device).synchronize()
+    parts = torch.split(host, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _to_device(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """The reverse, without waiting."""
+    if not arrays:
+        return []
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    flat = flat.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else flat.to(device)
+    parts = torch.split(flat, [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -1,13 +1,16 @@
-"""Points at which masks are compared, read straight from id maps or RLE: nobody builds K masks of an image.
+"""Points at which masks are compared, read straight from id maps: nobody builds K masks of an image that has a map.
 
-Shape legend: ``N`` = independent images or layers, ``M`` = masks that share points, ``K`` = target segments,
-``P`` = points, ``H, W`` = image rows and columns, ``h, w`` = rows and columns of the mask logits.
+Shape legend: ``B`` = images, ``N`` = independent images or layers, ``M`` = masks that share points, ``K`` = target
+segments, ``P`` = points, ``H, W`` = rows and columns of the padded input, ``h, w`` = those of the mask logits.
 
-Points are ``(x, y)`` relative to the **image without its padding**: in [0, 1] inside of it, beyond 1 in the padding,
-which belongs to no segment. `ImageGeometry.to_padded` moves them to the padded input's.
+Points are ``(x, y)`` in [0, 1] of the padded input, whose padding belongs to no segment.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -38,56 +41,92 @@ def sample_logits(logits_NMhw: Tensor, points_NP2: Tensor) -> Tensor:
     ]
 
 
-def _corners(points_P2: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The four pixels around each point: rows and columns, int64 ``[4, P]``, and weights ``[4, P]``, 0 if outside."""
-    x_P, y_P = points_P2[..., 0] * width - 0.5, points_P2[..., 1] * height - 0.5
-    fx_P, fy_P = x_P - x_P.floor(), y_P - y_P.floor()
-    x_P, y_P = x_P.floor().long(), y_P.floor().long()
-    columns_4P = torch.stack([x_P, x_P + 1, x_P, x_P + 1])
-    rows_4P = torch.stack([y_P, y_P, y_P + 1, y_P + 1])
-    weights_4P = torch.stack([(1 - fx_P) * (1 - fy_P), fx_P * (1 - fy_P), (1 - fx_P) * fy_P, fx_P * fy_P])
-    inside_4P = (columns_4P >= 0) & (columns_4P < width) & (rows_4P >= 0) & (rows_4P < height)
-    return rows_4P.clamp(0, height - 1), columns_4P.clamp(0, width - 1), weights_4P * inside_4P
+def _corners(points_P2: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each point: positions ``y * width + x``, int64 ``[..., 4, P]``, and weights, 0 outside."""
+    xy_P2 = points_P2 * points_P2.new_tensor([width, height]) - 0.5
+    low_P2 = xy_P2.floor()
+    after_P2 = xy_P2 - low_P2
+    ends_P22 = torch.stack([low_P2, low_P2 + 1], -2)  # [..., P, end, axis]
+    limit_2 = points_P2.new_tensor([width - 1, height - 1])
+    shares_P22 = torch.stack([1 - after_P2, after_P2], -2) * ((ends_P22 >= 0) & (ends_P22 <= limit_2))
+    ends_P22 = ends_P22.clamp(min=0).minimum(limit_2).long()
+    positions_P22 = ends_P22[..., :, None, 1] * width + ends_P22[..., None, :, 0]
+    weights_P22 = shares_P22[..., :, None, 1] * shares_P22[..., None, :, 0]
+    return positions_P22.flatten(-2).mT, weights_P22.flatten(-2).mT
 
 
-def sample_map(ids_HW: Tensor, count: int, points_P2: Tensor) -> tuple[Tensor, Tensor]:
-    """What `sample_logits` of the ``count`` binary masks of an id map would give, without these masks.
+@dataclass(frozen=True)
+class MaskTargets:
+    """Target segments of several images, as they are read at points: of one size and number, filled up.
 
-    Args:
-        ids_HW: integer, values ``0..count - 1`` or `VOID`.
-        count: K.
-        points_P2: float, ``(x, y)`` in [0, 1] of the map; others are in no segment.
-
-    Returns:
-        Membership of each point in each segment, float32 ``[K, P]`` in [0, 1]; and whether the point is clear of
-        VOID, bool ``[P]``.
+    Attributes:
+        ids: int32 ``[B, H, W]``, values ``0..K - 1``, K where there is no segment, K + 1 where there is VOID; None =
+            all targets are masks.
+        masks: uint8 ``[B, K, H, W]``, 1 inside; None = all targets are maps.
+        void: bool ``[B, H, W]``; None = the masks have none.
+        count: K, the largest number of segments.
     """
-    rows_4P, columns_4P, weights_4P = _corners(points_P2, *ids_HW.shape)
-    ids_4P = ids_HW[rows_4P, columns_4P].long()
-    ids_4P = torch.where(ids_4P == VOID, count, ids_4P)
-    values_KP = weights_4P.new_zeros(count + 1, points_P2.shape[0])  # the last row gathers VOID
-    values_KP.scatter_add_(0, ids_4P, weights_4P)
-    return values_KP[:count], values_KP[count] == 0
 
+    ids: Tensor | None
+    masks: Tensor | None
+    void: Tensor | None
+    count: int
 
-def sample_masks(masks_KHW: Tensor, void_HW: Tensor | None, points_P2: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for masks that may overlap.
+    @classmethod
+    def of(
+        cls, targets: Sequence[SegmentMap | InstanceMasks], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
+    ) -> Self:
+        """Targets of one kind or both; RLE masks are decoded.
 
-    Args:
-        masks_KHW: uint8 or bool, any strides.
-        void_HW: bool, pixels that take part in no loss; None = no such pixel.
-        points_P2: float, ``(x, y)`` in [0, 1]; others are in no mask.
+        Args:
+            targets: each of its image's size, padded or not; its padding is not looked at.
+            sizes: (rows, columns) of the images.
+            padded: of the batch.
+        """
+        labels = [target_labels(target) for target in targets]
+        device, count = labels[0].device, max(map(len, labels))
+        if all(isinstance(target, SegmentMap) for target in targets):
+            ids_BHW = torch.full((len(targets), *padded), count, dtype=torch.int32, device=device)
+            for ids_HW, target, (rows, columns) in zip(ids_BHW, targets, sizes, strict=True):
+                assert isinstance(target, SegmentMap)
+                ids_HW[:rows, :columns] = target.ids[:rows, :columns]
+            return cls(ids_BHW.masked_fill_(ids_BHW == VOID, count + 1), None, None, count)
+        masks_BKHW = torch.zeros(len(targets), count, *padded, dtype=torch.uint8, device=device)
+        void_BHW = torch.zeros(len(targets), *padded, dtype=torch.bool, device=device)
+        for i, (target, (rows, columns)) in enumerate(zip(targets, sizes, strict=True)):
+            masks_KHW, void_HW = _dense(target, device)
+            masks_BKHW[i, : len(masks_KHW), :rows, :columns] = masks_KHW[:, :rows, :columns]
+            if void_HW is not None:
+                void_BHW[i, :rows, :columns] = void_HW[:rows, :columns]
+        return cls(None, masks_BKHW, void_BHW, count)
 
-    Returns:
-        As `sample_map`: float32 ``[K, P]`` and bool ``[P]``.
-    """
-    rows_4P, columns_4P, weights_4P = _corners(points_P2, masks_KHW.shape[1], masks_KHW.shape[2])
-    values_KP = weights_4P.new_zeros(len(masks_KHW), points_P2.shape[0])
-    for rows_P, columns_P, weights_P in zip(rows_4P, columns_4P, weights_4P, strict=True):
-        values_KP += masks_KHW[:, rows_P, columns_P] * weights_P
-    if void_HW is None:
-        return values_KP, torch.ones_like(weights_4P[0], dtype=torch.bool)
-    return values_KP, ~(void_HW[rows_4P, columns_4P] & (weights_4P > 0)).any(0)
+    def at(self, points_BP2: Tensor) -> tuple[Tensor, Tensor]:
+        """What `sample_logits` of the K binary masks would give.
+
+        Args:
+            points_BP2: float, ``(x, y)`` in [0, 1] of the padded input.
+
+        Returns:
+            Membership of each point in each segment, float32 ``[B, K, P]`` in [0, 1]; and whether the point is clear
+            of VOID, bool ``[B, P]``.
+        """
+        if self.ids is not None:
+            positions_B4P, weights_B4P = _corners(points_BP2, *self.ids.shape[-2:])
+            ids_B4P = self.ids.flatten(1).gather(1, positions_B4P.flatten(1)).view_as(positions_B4P).long()
+            values_BKP = weights_B4P.new_zeros(len(points_BP2), self.count + 2, points_BP2.shape[1])
+            values_BKP.scatter_add_(1, ids_B4P, weights_B4P)
+            return values_BKP[:, : self.count], values_BKP[:, self.count + 1] == 0
+        assert self.masks is not None
+        positions_B4P, weights_B4P = _corners(points_BP2, *self.masks.shape[-2:])
+        masks_BKX = self.masks.flatten(2)
+        values_BKP = weights_B4P.new_zeros(*masks_BKX.shape[:2], points_BP2.shape[1])
+        for positions_BP, weights_BP in zip(positions_B4P.unbind(1), weights_B4P.unbind(1), strict=True):
+            inside_BKP = masks_BKX.gather(2, positions_BP[:, None].expand_as(values_BKP))
+            values_BKP += inside_BKP * weights_BP[:, None]
+        if self.void is None:
+            return values_BKP, torch.ones_like(points_BP2[..., 0], dtype=torch.bool)
+        void_B4P = self.void.flatten(1).gather(1, positions_B4P.flatten(1)).view_as(positions_B4P)
+        return values_BKP, ~(void_B4P & (weights_B4P > 0)).any(1)
 
 
 def _trainable(target: InstanceMasks) -> list[int]:
@@ -124,30 +163,16 @@ def _void_of(target: InstanceMasks, trainable: list[int], masks_KHW: Tensor) -> 
     return void_HW & ~(masks_KHW > 0).any(0)
 
 
-def sample_target(
-    target: SegmentMap | InstanceMasks, geometry: ImageGeometry, points_P2: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Membership of points in an image's target segments, one interface for maps and RLE masks.
-
-    RLE masks are decoded here and dropped again, so that one image's masks at most are in memory.
-
-    Args:
-        target: of the image's size, padded or not; its padding is not looked at.
-        geometry: the image's.
-        points_P2: float, ``(x, y)`` in [0, 1] of the image; beyond 1 in its padding.
-
-    Returns:
-        Float32 ``[K, P]`` in [0, 1], rows as in `target_labels`; and bool ``[P]``: clear of VOID.
-    """
+def _dense(target: SegmentMap | InstanceMasks, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Masks of the trainable segments, uint8 or bool ``[K, H, W]``, and VOID, bool ``[H, W]`` or None."""
     if isinstance(target, SegmentMap):
-        return sample_map(target.ids[: geometry.size[0], : geometry.size[1]], len(target), points_P2)
+        segments = torch.arange(len(target), device=device)
+        return target.ids == segments[:, None, None], target.ids == VOID
     trainable = _trainable(target)
     if not trainable:
-        return points_P2.new_zeros(0, len(points_P2)), points_P2.new_ones(len(points_P2), dtype=torch.bool)
-    masks_KHW = _decode([target.rles[k] for k in trainable], points_P2.device)
-    void_HW = _void_of(target, trainable, masks_KHW)
-    rows, columns = slice(geometry.size[0]), slice(geometry.size[1])
-    return sample_masks(masks_KHW[:, rows, columns], None if void_HW is None else void_HW[rows, columns], points_P2)
+        return torch.zeros(0, *target.size, dtype=torch.uint8, device=device), None
+    masks_KHW = _decode([target.rles[k] for k in trainable], device)
+    return masks_KHW, _void_of(target, trainable, masks_KHW)
 
 
 def check_geometry(target: Target, geometry: ImageGeometry, image_id: str) -> None:

@@ -33,23 +33,23 @@ def _focal_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_mask_cost(logits_QP: Tensor, values_KP: Tensor, valid_P: Tensor, kind: MaskLoss = "bce") -> Tensor:
-    """Mean point loss of every (query, target) pair, ``[..., Q, K]``.
+    """Mean point loss of every (query, target) pair, ``[..., Q, K]``; the leading dimensions are the same in all.
 
     Args:
         logits_QP: ``[..., Q, P]``.
-        values_KP: ``[K, P]`` in [0, 1].
-        valid_P: bool ``[P]``; other points do not count.
+        values_KP: ``[..., K, P]`` in [0, 1].
+        valid_P: bool ``[..., P]``; other points do not count.
         kind: binary cross-entropy (Mask2Former) or focal.
     """
-    weights_P = valid_P.to(logits_QP.dtype)
-    count = weights_P.sum().clamp(min=1)
-    inside_PK = (values_KP * weights_P).T
+    weights_P1 = valid_P.to(logits_QP.dtype)[..., None]
+    count = weights_P1.sum(-2, keepdim=True).clamp(min=1)
+    inside_PK = values_KP.mT * weights_P1
     if kind == "bce":  # t * softplus(-x) + (1 - t) * softplus(x) = softplus(x) - t * x: one product, not two
         # softplus(x) = max(x, 0) - log sigmoid|x|: CPU kernels of these are vectorised, softplus' is not
-        background_QP = logits_QP.relu() - logits_QP.abs().sigmoid().log()
-        return ((background_QP @ weights_P)[..., None] - logits_QP @ inside_PK) / count
+        background_QP = logits_QP.relu() - logits_QP.abs().sigmoid_().log_()
+        return (background_QP @ weights_P1 - logits_QP @ inside_PK) / count
     positive_QP, negative_QP = _focal_parts(logits_QP)
-    return (positive_QP @ inside_PK + negative_QP @ ((1 - values_KP) * weights_P).T) / count
+    return (positive_QP @ inside_PK + negative_QP @ ((1 - values_KP.mT) * weights_P1)) / count
 
 
 def mask_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor, kind: MaskLoss = "bce") -> Tensor:
@@ -64,11 +64,10 @@ def mask_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor, kind: Mask
 
 def pair_dice_cost(logits_QP: Tensor, values_KP: Tensor, valid_P: Tensor) -> Tensor:
     """Dice loss of every (query, target) pair, ``[..., Q, K]`` in [0, 1]; arguments as `pair_mask_cost`."""
-    weights_P = valid_P.to(logits_QP.dtype)
-    probs_QP = logits_QP.sigmoid()
-    inside_PK = (values_KP * weights_P).T
-    total_QK = (probs_QP @ weights_P)[..., None] + inside_PK.sum(0)
-    return 1 - (2 * probs_QP @ inside_PK + 1) / (total_QK + 1)
+    weights_P1 = valid_P.to(logits_QP.dtype)[..., None]
+    probs_QP, inside_PK = logits_QP.sigmoid(), values_KP.mT * weights_P1
+    total_QK = probs_QP @ weights_P1 + inside_PK.sum(-2, keepdim=True)
+    return 1 - (2 * (probs_QP @ inside_PK) + 1) / (total_QK + 1)
 
 
 def dice_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor) -> Tensor:
@@ -79,42 +78,51 @@ def dice_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor) -> Tensor:
 
 
 def class_cost(class_logits_QC: Tensor, labels_K: Tensor) -> Tensor:
-    """-p(class of the target), ``[..., Q, K]`` in [-1, 0]; logits ``[..., Q, C + 1]``, background last."""
-    return -class_logits_QC.softmax(-1)[..., labels_K]
+    """-p(class of the target), ``[..., Q, K]`` in [-1, 0].
+
+    Args:
+        class_logits_QC: ``[..., Q, C + 1]``, background last.
+        labels_K: int64 ``[..., K]``.
+    """
+    labels_QK = labels_K[..., None, :].expand(*class_logits_QC.shape[:-1], -1)
+    return -class_logits_QC.softmax(-1).gather(-1, labels_QK)
 
 
 # ------------------------------------------------------------------------------------------- boxes: projection
 
 
-def _interval_profile(low_K: Tensor, high_K: Tensor, cells: int, step: float) -> Tensor:
+def _interval_profile(low_K: Tensor, high_K: Tensor, cells: int, step: float, last: Tensor | int) -> Tensor:
     centres = (torch.arange(cells, device=low_K.device, dtype=low_K.dtype) + 0.5) * step
-    inside_Kn = (centres >= low_K[:, None]) & (centres < high_K[:, None])
-    middle_K = ((low_K + high_K) / (2 * step)).long().clamp(0, cells - 1)
-    return inside_Kn.to(low_K.dtype).scatter(1, middle_K[:, None], 1.0)
+    inside_Kn = (centres >= low_K[..., None]) & (centres < high_K[..., None])
+    middle_K = ((low_K + high_K) / (2 * step)).long().clamp(min=0).clamp(max=last)
+    return inside_Kn.to(low_K.dtype).scatter(-1, middle_K[..., None], 1.0)
 
 
-def box_profiles(xyxy_K4: Tensor, cells: tuple[int, int], steps: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def box_profiles(
+    xyxy_K4: Tensor, grid: tuple[int, int], steps: tuple[float, float], last: tuple[Tensor | int, Tensor | int]
+) -> tuple[Tensor, Tensor]:
     """Projections of boxes onto the axes of a grid: 1 where a cell's centre is inside, and at the box's own centre.
 
     Args:
-        xyxy_K4: pixels.
-        cells: rows and columns of the grid that belong to the image.
+        xyxy_K4: pixels, ``[..., K, 4]``.
+        grid: rows and columns over the padded input.
         steps: pixels per cell, vertically and horizontally.
+        last: last row and column that belong to the image; numbers, or int64 ``[..., 1]``.
 
     Returns:
-        Onto x, float32 ``[K, columns]``, and onto y, ``[K, rows]``; at least one cell of each is 1.
+        Onto x, float32 ``[..., K, columns]``, and onto y, ``[..., K, rows]``; at least one cell of each is 1.
     """
-    x1_K, y1_K, x2_K, y2_K = xyxy_K4.float().unbind(1)
-    return _interval_profile(x1_K, x2_K, cells[1], steps[1]), _interval_profile(y1_K, y2_K, cells[0], steps[0])
+    x1_K, y1_K, x2_K, y2_K = xyxy_K4.float().unbind(-1)
+    onto_x = _interval_profile(x1_K, x2_K, grid[1], steps[1], last[1])
+    return onto_x, _interval_profile(y1_K, y2_K, grid[0], steps[0], last[0])
 
 
-def mask_profiles(logits_hw: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def mask_profiles(logits_hw: Tensor) -> tuple[Tensor, Tensor]:
     """Projections of masks by maximum: probabilities onto x, ``[..., columns]``, and onto y, ``[..., rows]``.
 
     The maximum is taken of the logits, which is the same and spares the sigmoid of every cell.
     """
-    image_hw = logits_hw[..., : cells[0], : cells[1]]
-    return image_hw.amax(-2).float().sigmoid(), image_hw.amax(-1).float().sigmoid()
+    return logits_hw.amax(-2).float().sigmoid(), logits_hw.amax(-1).float().sigmoid()
 
 
 def _profile_dice(overlap: Tensor, squares: Tensor) -> Tensor:
@@ -126,11 +134,13 @@ def pair_projection_cost(mask: tuple[Tensor, Tensor], box: tuple[Tensor, Tensor]
 
     Args:
         mask: `mask_profiles` of the queries, ``[..., Q, columns]`` and ``[..., Q, rows]``.
-        box: `box_profiles`, ``[K, columns]`` and ``[K, rows]``.
+        box: `box_profiles`, ``[..., K, columns]`` and ``[..., K, rows]``.
     """
-    return torch.stack(
-        [_profile_dice(m @ b.T, (m * m).sum(-1)[..., None] + (b * b).sum(-1)) for m, b in zip(mask, box, strict=True)]
-    ).sum(0)
+    x, y = (
+        _profile_dice(m @ b.mT, (m * m).sum(-1)[..., None] + (b * b).sum(-1)[..., None, :])
+        for m, b in zip(mask, box, strict=True)
+    )
+    return x + y
 
 
 def projection_loss(mask: tuple[Tensor, Tensor], box: tuple[Tensor, Tensor]) -> Tensor:
@@ -138,6 +148,5 @@ def projection_loss(mask: tuple[Tensor, Tensor], box: tuple[Tensor, Tensor]) -> 
 
     Dice with squares in the denominator, as BoxInst has it. Arguments as `pair_projection_cost`, one box per mask.
     """
-    return torch.stack(
-        [_profile_dice((m * b).sum(-1), (m * m).sum(-1) + (b * b).sum(-1)) for m, b in zip(mask, box, strict=True)]
-    ).sum(0)
+    x, y = (_profile_dice((m * b).sum(-1), (m * m).sum(-1) + (b * b).sum(-1)) for m, b in zip(mask, box, strict=True))
+    return x + y

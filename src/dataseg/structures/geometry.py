@@ -1,14 +1,8 @@
-"""Where an image lies: in its padded input, in the evaluation image, on disk.
-
-Shape legend: ``P`` = points.
-"""
+"""Where an image lies: in its padded input, in the evaluation image, on disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 DIVISOR = 32
 """Sides of the network's input are multiples of it: the largest stride of its feature maps."""
@@ -65,16 +59,6 @@ class ImageGeometry:
             -((length - 2 * end * original) // (2 * length)) for end in ends
         )  # round(end / scale), half down
         return start, stop
-
-    def to_padded(self, points_P2: Tensor) -> Tensor:
-        """Points ``[..., 2]`` (x, y) of the image, in [0, 1], as points of the padded input, in [0, 1]."""
-        x_P, y_P = points_P2.unbind(-1)
-        return torch.stack([x_P * (self.size[1] / self.padded[1]), y_P * (self.size[0] / self.padded[0])], -1)
-
-    def to_image(self, points_P2: Tensor) -> Tensor:
-        """The reverse of `to_padded`; points of the padding lie beyond 1."""
-        x_P, y_P = points_P2.unbind(-1)
-        return torch.stack([x_P * (self.padded[1] / self.size[1]), y_P * (self.padded[0] / self.size[0])], -1)
 
     def cells(self, grid_rows: int, grid_columns: int) -> tuple[int, int]:
         """Rows and columns of a grid over the padded input whose centres lie in the image; at least one of each."""

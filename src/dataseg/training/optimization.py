@@ -56,6 +56,9 @@ class Optimization:
             raise UserError(f"optimization.milestones are rising fractions of the run in (0, 1), got {self.milestones}")
 
 
+FUSED = {"cpu", "cuda"}
+"""Devices on which AdamW runs as one kernel for all parameters of a group: some 2,000 operations a step fewer."""
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 LEVEL_EMBEDDING = "pixel_decoder.level_embed.weight"
 """A plain parameter in the official code, so that it decays there; the transformer decoder's is an embedding."""
@@ -140,7 +143,10 @@ def lr_factor(step: int, total_steps: int, options: Optimization, late: bool = F
 
 def build(network: nn.Module, total_steps: int, options: Optimization) -> tuple[AdamW, LambdaLR]:
     """The optimiser and its schedule, to be stepped once per optimisation step."""
-    optimizer = AdamW(parameter_groups(network, options))
+    devices = {parameter.device.type for parameter in network.parameters()}
+    optimizer = AdamW(parameter_groups(network, options), fused=devices <= FUSED or None)
+    # so that a gradient scaler divides before gradients are clipped, as with every other optimiser
+    optimizer._step_supports_amp_scaling = False
 
     def factor(late: bool) -> Callable[[int], float]:
         return lambda step: lr_factor(step, total_steps, options, late)

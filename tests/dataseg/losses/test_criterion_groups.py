@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from dataseg.losses import Criterion
-from dataseg.losses.matcher import HungarianMatcher, PointTargets
-from dataseg.losses.points import sample_map
+from dataseg.losses.matcher import HungarianMatcher, PointTargets, Targets
+from dataseg.losses.points import MaskTargets
 from dataseg.merge_predictions import merge_before_loss
 from dataseg.structures import Proposals, SegmentMap, Task
 
@@ -92,12 +92,13 @@ def test_a_matched_group_is_taught_as_one(toys):
 def test_followers_are_matched_only_where_segments_outnumber_representatives(toys, segments, followers):
     (proposals,) = two_groups()
     representatives = torch.tensor([[[1, 1, 1, 4, 4, 5]]])
-    target, points = toys.map(SIZE, segments, 5, void=False), torch.rand(50, 2)
-    prepared = PointTargets(points, *sample_map(target.ids, segments, points))
+    target, points = toys.map(SIZE, segments, 5, void=False), torch.rand(1, 50, 2)
+    masks = PointTargets(points, *MaskTargets.of([target], [SIZE], SIZE).at(points))
+    targets = Targets([0], target.labels[None], [segments], masks)
     with torch.no_grad():
         proposals.mask_logits[:, [1, 4, 5]] = 1e4  # representatives are as bad as can be
-        matches = HungarianMatcher(2.0, 5.0, 5.0, 5.0)([proposals], [target.labels], [prepared], ["a"], representatives)
-    matched = set(matches.queries[0].tolist())
+        (matches,) = HungarianMatcher(2.0, 5.0, 5.0, 5.0)([proposals], [targets], ["a"], representatives)
+    matched = set(matches.queries[0, 0].tolist())
     assert len(matched) == min(6, segments)
     assert len(matched & {0, 2, 3}) == followers
 

@@ -4,11 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataseg.losses.points import (
+    MaskTargets,
     check_geometry,
     sample_logits,
-    sample_map,
-    sample_masks,
-    sample_target,
     select_uncertain,
     target_labels,
     uniform_points,
@@ -17,6 +15,12 @@ from dataseg.structures import VOID, InstanceMasks, SegmentMap
 from dataseg.structures.geometry import ImageGeometry
 
 CPU = torch.device("cpu")
+
+
+def at(target, geometry, points):
+    """Values and validity of one target at points of the padded input."""
+    values, valid = MaskTargets.of([target], [geometry.size], geometry.padded).at(points[None])
+    return values[0], valid[0]
 
 
 @settings(deadline=None, max_examples=60)
@@ -34,14 +38,16 @@ def test_map_equals_k_masks_equals_grid_sample(height, width, count, seed, dtype
     points = torch.rand(33, 2, generator=generator)
     points[0], points[1] = 0.0, 1.0  # corners of the image: half of the bilinear support lies outside
 
-    values, valid = sample_map(ids, count, points)
+    geometry = ImageGeometry((height, width), (height, width))
+    values, valid = at(SegmentMap(ids, torch.arange(count)), geometry, points)
 
     assert values.shape == (count, 33)
     assert values.dtype == torch.float32
     assert valid.shape == (33,)
     assert valid.dtype == torch.bool
     masks = torch.stack([ids == k for k in range(count)]) if count else torch.zeros(0, height, width, dtype=torch.bool)
-    dense, dense_valid = sample_masks(masks, ids == VOID, points)
+    as_masks = MaskTargets(None, masks[None].to(torch.uint8), (ids == VOID)[None], count)
+    dense, dense_valid = (found[0] for found in as_masks.at(points[None]))
     torch.testing.assert_close(values, dense)
     assert torch.equal(valid, dense_valid)
     if count:
@@ -65,12 +71,28 @@ def test_instances_equal_map(toys, size):
     target = toys.map(size, 6, 4, seed=1)
     frame = ImageGeometry((32, 32), tuple(size))
     points = uniform_points(5, 0, (200,), CPU)
-    from_map = sample_target(target, frame, points)
-    from_rle = sample_target(toys.instances(target), frame, points)
+    from_map = at(target, frame, points)
+    from_rle = at(toys.instances(target), frame, points)
     torch.testing.assert_close(from_map[0], from_rle[0])
     assert torch.equal(from_map[1], from_rle[1])
     assert not from_map[1].all(), "the toy has void"
     assert torch.equal(target_labels(toys.instances(target)), target.labels)
+
+
+def test_several_targets_are_filled_up(toys):
+    """Of other sizes and numbers, maps and masks: each as alone, and nothing beyond its own."""
+    maps = [toys.map((20, 24), 3, 4, seed=1), toys.map((32, 18), 6, 4, seed=2)]
+    points = torch.rand(2, 50, 2)
+    sizes, padded = [(20, 24), (32, 18)], (32, 32)
+    for targets in (maps, [toys.instances(maps[0]), toys.instances(maps[1])], [toys.instances(maps[0]), maps[1]]):
+        values, valid = MaskTargets.of(targets, sizes, padded).at(points)
+        assert values.shape == (2, 6, 50)
+        assert valid.shape == (2, 50)
+        for i, target in enumerate(maps):
+            alone = at(target, ImageGeometry(padded, sizes[i]), points[i])
+            torch.testing.assert_close(values[i, : len(target)], alone[0])
+            assert not values[i, len(target) :].any()
+            assert torch.equal(valid[i], alone[1])
 
 
 def test_padding_of_the_target_is_not_looked_at(toys):
@@ -79,8 +101,8 @@ def test_padding_of_the_target_is_not_looked_at(toys):
     padded[:20, :24] = target.ids
     points = uniform_points(5, 0, (100,), CPU)
     frame = ImageGeometry((32, 32), (20, 24))
-    alone = sample_target(target, frame, points)
-    inside = sample_target(SegmentMap(padded, target.labels), frame, points)
+    alone = at(target, frame, points)
+    inside = at(SegmentMap(padded, target.labels), frame, points)
     assert torch.equal(alone[0], inside[0])
     assert torch.equal(alone[1], inside[1])
 
@@ -98,7 +120,7 @@ def test_unknown_masks_and_crowds_are_void_but_not_targets(toys):
         boxes=torch.tensor([[0.0, 0, 3, 8], [5.5, 5.5, 7.5, 7.5], [0, 0, 8, 4]]),
     )
     centres = (torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy"), -1) + 0.5) / 8
-    values, valid = sample_target(target, ImageGeometry((8, 8), (8, 8)), centres.reshape(-1, 2))
+    values, valid = at(target, ImageGeometry((8, 8), (8, 8)), centres.reshape(-1, 2))
     assert target_labels(target).tolist() == [4]
     torch.testing.assert_close(values.reshape(1, 8, 8), left[None])
     expected = torch.ones(8, 8, dtype=torch.bool)
@@ -109,7 +131,7 @@ def test_unknown_masks_and_crowds_are_void_but_not_targets(toys):
 
 def test_no_known_mask(toys):
     target = InstanceMasks([None], torch.tensor([0]), (8, 8))
-    values, valid = sample_target(target, ImageGeometry((8, 8), (8, 8)), torch.rand(5, 2))
+    values, valid = at(target, ImageGeometry((8, 8), (8, 8)), torch.rand(5, 2))
     assert values.shape == (0, 5)
     assert valid.all()
     assert target_labels(target).shape == (0,)

@@ -57,6 +57,10 @@ def test_pair_costs_are_the_matched_losses_of_each_pair_and_void_is_left_out(poi
         logits[:, valid], values[:, valid], torch.ones(int(valid.sum()), dtype=torch.bool), kind
     )
     torch.testing.assert_close(mask, kept)
+    images = torch.stack([valid, ~valid])
+    several = terms.pair_mask_cost(logits.expand(2, -1, -1), values.expand(2, -1, -1), images, kind)
+    assert several.shape == (2, 6, 3)
+    torch.testing.assert_close(several[0], mask)
 
 
 def test_all_void_gives_zero_and_finite_gradients():
@@ -70,18 +74,21 @@ def test_all_void_gives_zero_and_finite_gradients():
 
 def test_class_cost(points):
     logits = torch.randn(2, 5, 4)
-    cost = terms.class_cost(logits, torch.tensor([2, 0, 2]))
+    cost = terms.class_cost(logits, torch.tensor([2, 0, 2]).expand(2, -1))
     assert cost.shape == (2, 5, 3)
     torch.testing.assert_close(cost[1, 3, 1], -logits[1, 3].softmax(0)[0])
+    of_each_image = terms.class_cost(logits, torch.tensor([[2, 0, 2], [1, 1, 0]]))
+    torch.testing.assert_close(of_each_image[0], cost[0])
+    torch.testing.assert_close(of_each_image[1, 3, 0], -logits[1, 3].softmax(0)[1])
 
 
 def test_projection_by_hand():
     """A 2 x 3 image in a 3 x 4 grid of 4-pixel cells; the box spans the first two columns of the first row."""
     probs = torch.tensor([[0.9, 0.2, 0.1, 0.99], [0.3, 0.5, 0.4, 0.99], [0.99, 0.99, 0.99, 0.99]])
-    mask = terms.mask_profiles(torch.logit(probs)[None], (2, 3))
+    mask = terms.mask_profiles(torch.logit(probs)[None, :2, :3])
     torch.testing.assert_close(mask[0], torch.tensor([[0.9, 0.5, 0.4]]))
     torch.testing.assert_close(mask[1], torch.tensor([[0.9, 0.5]]))
-    box = terms.box_profiles(torch.tensor([[0.0, 0.0, 8.0, 4.0]]), (2, 3), (4.0, 4.0))
+    box = terms.box_profiles(torch.tensor([[0.0, 0.0, 8.0, 4.0]]), (2, 3), (4.0, 4.0), (1, 2))
     assert box[0].tolist() == [[1, 1, 0]]
     assert box[1].tolist() == [[1, 0]]
     onto_x = 1 - 2 * (0.9 + 0.5) / (0.81 + 0.25 + 0.16 + 2)
@@ -96,7 +103,7 @@ def test_projection_by_hand():
 @given(st.lists(st.tuples(*[st.floats(0, 40, width=32)] * 4), min_size=1, max_size=4))
 def test_box_profiles_equal_brute_force(corners):
     xyxy = torch.tensor([[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners])
-    onto_x, onto_y = terms.box_profiles(xyxy, (9, 7), (4.0, 5.0))
+    onto_x, onto_y = terms.box_profiles(xyxy, (9, 7), (4.0, 5.0), (8, 6))
     assert onto_x.shape == (len(corners), 7)
     assert onto_y.shape == (len(corners), 9)
     assert (onto_x.sum(1) >= 1).all()
@@ -110,10 +117,10 @@ def test_box_profiles_equal_brute_force(corners):
 
 def test_pair_projection_is_the_matched_loss_of_each_pair():
     logits = torch.randn(2, 5, 8, 6)
-    mask = terms.mask_profiles(logits, (7, 6))
+    mask = terms.mask_profiles(logits[..., :7, :])
     assert mask[0].shape == (2, 5, 6)
     assert mask[1].shape == (2, 5, 7)
-    box = terms.box_profiles(torch.tensor([[1.0, 2, 20, 9], [3, 3, 3.5, 3.5]]), (7, 6), (4.0, 4.0))
+    box = terms.box_profiles(torch.tensor([[1.0, 2, 20, 9], [3, 3, 3.5, 3.5]]), (7, 6), (4.0, 4.0), (6, 5))
     cost = terms.pair_projection_cost(mask, box)
     assert cost.shape == (2, 5, 2)
     assert (cost >= 0).all()
@@ -124,9 +131,9 @@ def test_pair_projection_is_the_matched_loss_of_each_pair():
 
 
 def test_perfect_box_has_no_projection_loss():
-    box = terms.box_profiles(torch.tensor([[4.0, 8.0, 16.0, 20.0]]), (8, 8), (4.0, 4.0))
+    box = terms.box_profiles(torch.tensor([[4.0, 8.0, 16.0, 20.0]]), (8, 8), (4.0, 4.0), (7, 7))
     logits = torch.where(box[0][:, None, :] * box[1][:, :, None] > 0, 30.0, -30.0)
-    assert terms.projection_loss(terms.mask_profiles(logits, (8, 8)), box).item() < 1e-5
+    assert terms.projection_loss(terms.mask_profiles(logits), box).item() < 1e-5
 
 
 def test_lab_equals_opencv():
