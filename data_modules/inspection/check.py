@@ -172,10 +172,10 @@ def _score(reader: Reader, report: Report, indices: Iterable[int]) -> None:
         report.scores = score.compute()
     except UserError as error:
         report.problems.append(Problem("error", "cannot be scored", str(error)))
-    for score, value in report.scores.items():
+    for name, value in report.scores.items():
         if value < 100 - 1e-6:
-            why = "; segments that make 100 impossible are listed as warnings" if score.startswith("pq") else ""
-            message = f"{report.name}: the ground truth scores {score} {value:.4f} against itself, not 100{why}"
+            why = "; segments that make 100 impossible are listed as warnings" if name.startswith("pq") else ""
+            message = f"{report.name}: the ground truth scores {name} {value:.4f} against itself, not 100{why}"
             report.problems.append(Problem("warning", "not 100 against itself", message))
 
 

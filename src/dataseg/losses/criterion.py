@@ -242,7 +242,7 @@ class Criterion(nn.Module):
         uniform = self.num_points - self.num_uncertain
         points_BLN2 = group.points(LOSS_STREAM, (layers, self.num_candidates + uniform))
         sums = []
-        for part in chunks(layers, images * pairs * self.num_candidates):
+        for part in chunks(layers, images * pairs * self.num_candidates, points_BLN2.device):
             logits_LMP, values_LMP, valid_LMP = self._sampled(
                 logits_LBMhw[part], points_BLN2[:, part], matched.segments[part], matched.real, group
             )
