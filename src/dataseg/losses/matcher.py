@@ -135,7 +135,10 @@ class HungarianMatcher:
         """Cost matrices, float32 ``[B, L, Q, K]``."""
         count, queries = len(targets.images), proposals[0].class_logits.shape[1]
         points = targets.masks.points.shape[1] if isinstance(targets.masks, PointTargets) else 0
-        parts = [self._costs(proposals[layers], targets) for layers in chunks(len(proposals), count * queries * points)]
+        parts = [
+            self._costs(proposals[layers], targets)
+            for layers in chunks(len(proposals), count * queries * points, targets.labels.device)
+        ]
         return torch.cat(parts, 1).view(count, len(proposals), queries, -1)
 
     def _costs(self, proposals: Sequence[Proposals], targets: Targets) -> Tensor:
