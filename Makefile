@@ -119,7 +119,7 @@ predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=pho
 
 docs: setup ## the documentation as a site: build/site
 	$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[docs]'
-	$(VENV)/bin/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 tensorboard: setup ## look at all runs
 	$(VENV)/bin/tensorboard --logdir "$(RUNS)" --samples_per_plugin images=50 $(ARGS)

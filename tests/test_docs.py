@@ -1,12 +1,18 @@
 """The code blocks of the documentation are run, page by page, in the order they stand in."""
 
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from cli_runs import ROOT
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler
 from nbclient import NotebookClient
+
+from dataseg.cli import co_training
+from dataseg.config.instantiate import instantiate
 
 
 def sections(page: str) -> list[tuple[str, str]]:
@@ -27,6 +33,26 @@ def run(parts: list[tuple[str, str]]) -> None:
 def test_parts_of_the_library_alone(capsys):
     run([part for part in sections("library.md") if "alone" in part[0]])
     assert capsys.readouterr().out.startswith("PQ 70.0, mIoU 70.0")  # mean of 11 / 15 and 8 / 12
+
+
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^dataseg (fit .*)$", RECIPES, re.MULTILINE))
+def test_commands_of_recipes_are_understood(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(SystemExit) as stop:
+        co_training.run([*shlex.split(command), "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["exp"] in command
+
+
+def test_profile_of_recipes():
+    (content,) = re.findall(r"```yaml\n(.*?)```", RECIPES, re.DOTALL)
+    section = yaml.safe_load(content)["trainer"]["profiler"]
+    profiler = instantiate(Profiler, section, "trainer.profiler")
+    assert isinstance(profiler, PyTorchProfiler)
 
 
 @pytest.mark.slow

@@ -77,8 +77,9 @@ def scores_of(runs) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("at_80_columns")
-def test_csv_logger_beside_tensorboard(suite, tmp_path):
-    cli = run(suite, tmp_path, "--trainer.logger=CSVLogger")
+def test_csv_logger_beside_tensorboard(suite, tmp_path, capsys):
+    cli = run(suite, tmp_path, "--trainer.logger=CSVLogger", "--trainer.enable_progress_bar=false")
+    assert "it/s" not in capsys.readouterr().out
     folder = tmp_path / "mini_all" / "test"
     (csv,) = folder.rglob("metrics.csv")
     header, *rows = csv.read_text().splitlines()
@@ -96,14 +97,16 @@ def test_csv_logger_beside_tensorboard(suite, tmp_path):
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 @pytest.mark.usefixtures("at_80_columns")
 def test_mlflow_beside_tensorboard(suite, tmp_path):
-    store = (tmp_path / "mlflow").as_uri()
-    run(suite, tmp_path, "--trainer.logger=MLFlowLogger", f"--trainer.logger.tracking_uri={store}")
-    names = {
-        path.relative_to(tmp_path / "mlflow").as_posix().split("/", 2)[-1] for path in tmp_path.rglob("mlflow/**/*")
-    }
-    assert "metrics/metrics/score" in names
-    assert "params/max_steps" in names
-    assert any(name.startswith("artifacts/images/") for name in names)
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    options = [f"--trainer.logger.tracking_uri={uri}", f"--trainer.logger.artifact_location={tmp_path}/artifacts"]
+    run(suite, tmp_path, "--trainer.logger=MLFlowLogger", *options)
+    client = MlflowClient(uri)
+    (done,) = client.search_runs([client.get_experiment_by_name("lightning_logs").experiment_id])
+    assert done.data.metrics["metrics/score"] == pytest.approx(scores_of(tmp_path)["score"])
+    assert done.data.params["max_steps"] == str(STEPS)
+    assert len(client.list_artifacts(done.info.run_id, "images")) > 4
 
 
 def test_no_logger_at_all_is_refused(suite, tmp_path):

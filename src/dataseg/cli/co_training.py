@@ -106,7 +106,7 @@ class CoTrainingCLI(LightningCLI):
             self._compare_method(Path(self.config[self.subcommand].ckpt_path))
         self.build_data().require_files(self.subcommand)
         config = self.config[self.subcommand]
-        self._prepare_loggers(config)
+        self._prepare_trainer(config)
         if config.ckpt_path or config.model.weights:
             _fetch_nothing(config.model.network)
 
@@ -174,8 +174,8 @@ class CoTrainingCLI(LightningCLI):
         now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         return with_current_names(then) if isinstance(then, Mapping) else {}, yaml.safe_load(now)
 
-    def _prepare_loggers(self, config: Namespace) -> None:
-        """TensorBoard's, which names the run's folder; those of ``trainer.logger`` without a folder get that one."""
+    def _prepare_trainer(self, config: Namespace) -> None:
+        """TensorBoard's logger names the run's folder; those of ``trainer.logger`` without a folder get that one."""
         run = config.run
         if self.subcommand == "validate" and run and RunFolder(config.runs / config.exp / run).checkpoints.exists():
             run = f"{run}_eval"  # leaves the training run's scores and configuration as they are
@@ -183,6 +183,9 @@ class CoTrainingCLI(LightningCLI):
         self._board = TensorBoardLogger(
             config.runs, name=config.exp, version=run, default_hp_metric=False, purge_step=hidden_from
         )
+        if config.trainer.enable_progress_bar is False:  # Lightning refuses it beside a callback that is one
+            callbacks = config.trainer.callbacks or []
+            config.trainer.callbacks = [c for c in callbacks if not c.class_path.endswith("ProgressBar")]
         if config.trainer.logger is False:
             raise UserError("trainer.logger=false: the run's folder is the logger's; leave it out")
         for logger in _as_list(config.trainer.logger):
@@ -270,7 +273,7 @@ class _InPython(CoTrainingCLI):
     """Builds what the command line would run."""
 
     def before_instantiate_classes(self) -> None:
-        self._prepare_loggers(self.config)
+        self._prepare_trainer(self.config)
         self.build_data().require_files("fit")
 
 
