@@ -158,6 +158,10 @@ def check_classifier_learnt(cli, found, plain):
     assert not any(v.any() for v in texts)
 
 
+def check_fine_tune(cli, found, plain):
+    assert found.terms == plain.terms  # numbers of steps alone, which the command line sets here
+
+
 def check_background_separate(cli, found, plain):
     seen = {cli.datamodule.specs[name].vocabulary.name for images in found.images for name in images}
     assert changed(cli, found, "network.classifier.backgrounds.") >= seen

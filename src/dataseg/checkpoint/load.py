@@ -72,10 +72,11 @@ def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
     """Start from the weights of a run, without its optimiser and step. All or nothing is changed.
 
     Args:
-        network: of the same architecture; vocabularies may differ where the classifier learns vectors of them.
+        network: of the same architecture; vocabularies may differ where the classifier learns vectors of them, and
+            learnt class vectors may take the place of the run's text vectors.
 
     Returns:
-        Names of the vocabularies that the run has learnt nothing of.
+        Names of the vocabularies that the run has learnt nothing of: their vectors stay as they are in ``network``.
 
     Raises:
         UserError: as `read_checkpoint`; or it is of another network, with the first differences.
@@ -86,7 +87,7 @@ def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
         if name.startswith("network.")
     }
     head = network.classifier
-    lacking = head.align(state, "classifier.") if isinstance(head, PerVocabularyClassifier) else []
+    lacking = head.align(state, "classifier.", to_train=True) if isinstance(head, PerVocabularyClassifier) else []
     FitReport.of(state, network.state_dict()).require(path)
     network.load_state_dict(state)
     return lacking

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from dataseg.checkpoint.load import read_checkpoint
@@ -58,7 +59,12 @@ def model_of(
     if clash:
         raise UserError(f"vocabularies {clash} have the names of datasets that {checkpoint} was trained on")
     every = own | {vocabulary.name: vocabulary for vocabulary in vocabularies}
-    text = _text_vectors(_text(settings, path, text_cache, packages), list(every.values()))
+    names = sorted({prompt for v in every.values() for spec in v.classes for prompt in spec.prompts})
+    if network.classifier.reads_text:
+        text = _text_vectors(_text(settings, path, text_cache, packages), names)
+    else:
+        metadata = {"encoder": "none: the classes are learnt", "template_set": ""}
+        text = TextCache.of(torch.zeros(len(names), 1), names, metadata)
     return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step)), network
 
 
@@ -72,7 +78,9 @@ def predictor_of(checkpoint: Path, encoder: TextEncoder | None = None, packages:
         UserError: as `model_of`; or the encoder is of another kind.
     """
     model, network = model_of(checkpoint, packages=packages)
-    text = encoder or _text(model.config, config_of(checkpoint), None, packages)
+    text: TextEncoder | TextEmbeddings | None = encoder
+    if encoder is None and network.classifier.reads_text:
+        text = _text(model.config, config_of(checkpoint), None, packages)
     return Predictor.of(model, network, str(checkpoint), text)
 
 
@@ -123,9 +131,8 @@ def _text(settings: dict[str, Any], path: Path, cache: Path | None, packages: tu
     return registry(packages).build(TextEmbeddings, section, f"{path}: model.text")
 
 
-def _text_vectors(text: TextEmbeddings, vocabularies: Sequence[Vocabulary]) -> TextCache:
-    """Vectors of the vocabularies' names alone, and what they were made with."""
-    names = sorted({prompt for v in vocabularies for spec in v.classes for prompt in spec.prompts})
+def _text_vectors(text: TextEmbeddings, names: Sequence[str]) -> TextCache:
+    """Vectors of names, and what they were made with."""
     vectors = text.embed(names)
     metadata = read_cache(text.cache).metadata | {"template_set": text.templates}
     return TextCache(vectors, {name: row for row, name in enumerate(names)}, metadata)

@@ -259,6 +259,8 @@ class Predictor:
         Raises:
             UserError: there are names without a vector, and no encoder.
         """
+        if not self.network.classifier.reads_text:
+            return ClassEmbeddings.blank(vocabulary).to(self.device)
         key = vocabulary.name, vocabulary.digest
         if key not in self._embedded:
             names = [prompt for spec in vocabulary.classes for prompt in spec.prompts]

@@ -25,6 +25,8 @@ class ClassSpec:
         is_thing: countable (one mask per instance in panoptic and instance tasks) or stuff.
         prompts: names given to the text encoder; synonyms of one class are combined by max.
         color: RGB, 0-255.
+        other_ids: further ids of annotation files that are this class.
+        aliases: further names of it in annotation files.
     """
 
     id: int
@@ -32,12 +34,30 @@ class ClassSpec:
     is_thing: bool
     prompts: tuple[str, ...]
     color: tuple[int, int, int]
+    other_ids: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(p.strip() for p in self.prompts):
             raise ValueError(f"class {self.id} ({self.name!r}) needs at least one non-empty prompt")
         if len(self.color) != 3 or not all(0 <= c <= 255 for c in self.color):
             raise ValueError(f"class {self.id} ({self.name!r}): color must be three values 0-255, got {self.color}")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All ids of annotation files that are this class, the official one first."""
+        return (self.id, *self.other_ids)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """All its names in annotation files, the official one first."""
+        return (self.name, *self.aliases)
+
+    @property
+    def _further(self) -> dict[str, list[int] | list[str]]:
+        """What only few classes have."""
+        further: dict[str, list[int] | list[str]] = {"other_ids": list(self.other_ids), "aliases": list(self.aliases)}
+        return {key: value for key, value in further.items() if value}
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Vocabulary:
     classes: tuple[ClassSpec, ...]
 
     def __post_init__(self) -> None:
-        ids = [c.id for c in self.classes]
+        ids = [number for c in self.classes for number in c.ids]
         if not ids:
             raise ValueError(f"vocabulary {self.name!r} has no class")
         if len(set(ids)) != len(ids):
@@ -77,20 +97,34 @@ class Vocabulary:
 
     @property
     def index_of(self) -> dict[int, int]:
-        """Official id -> label."""
-        return {c.id: i for i, c in enumerate(self.classes)}
+        """Id in annotation files -> label."""
+        return {number: i for i, c in enumerate(self.classes) for number in c.ids}
+
+    @property
+    def label_of_name(self) -> dict[str, int]:
+        """Name in annotation files -> label."""
+        return {name: i for i, c in enumerate(self.classes) for name in c.file_names}
 
     @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of ids, names, thing flags and prompts: stands beside every metric."""
-        content = [[c.id, c.name, c.is_thing, list(c.prompts)] for c in self.classes]
+        """First 12 hex digits of the SHA-256 of all but name and colours: stands beside every metric."""
+        content = [
+            [c.id, c.name, c.is_thing, list(c.prompts), *([c._further] if c._further else [])] for c in self.classes
+        ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "classes": [
-                {"id": c.id, "name": c.name, "is_thing": c.is_thing, "prompts": list(c.prompts), "color": list(c.color)}
+                {
+                    "id": c.id,
+                    "name": c.name,
+                    "is_thing": c.is_thing,
+                    "prompts": list(c.prompts),
+                    "color": list(c.color),
+                    **c._further,
+                }
                 for c in self.classes
             ],
         }
@@ -107,6 +141,8 @@ class Vocabulary:
                         is_thing=bool(record["is_thing"]),
                         prompts=_texts(record.get("prompts") or [record["name"]]),
                         color=tuple(record["color"]),
+                        other_ids=tuple(map(int, record.get("other_ids", ()))),
+                        aliases=_texts(record.get("aliases", [])),
                     )
                 )
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -156,6 +192,12 @@ class ClassEmbeddings:
             )
         if not self.num_classes:
             self.num_classes = int(self.class_index[-1]) + 1
+
+    @classmethod
+    def blank(cls, vocabulary: Vocabulary) -> Self:
+        """For a classifier that looks at a vocabulary's name and number of classes alone: zeros, ``[C, 1]``."""
+        count = len(vocabulary)
+        return cls(torch.zeros(count, 1), torch.arange(count), count, vocabulary.name)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         return replace(self, vectors=self.vectors.to(*args, **kwargs), class_index=self.class_index.to(*args, **kwargs))

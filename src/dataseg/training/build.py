@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -40,9 +39,7 @@ class NoEmbeddings:
     provenance: str
 
     def __call__(self, vocabulary: Vocabulary) -> ClassEmbeddings:
-        """Zeros, ``[C, 1]``."""
-        count = len(vocabulary)
-        return ClassEmbeddings(torch.zeros(count, 1), torch.arange(count), count, vocabulary.name)
+        return ClassEmbeddings.blank(vocabulary)
 
 
 def prepare(
@@ -85,7 +82,8 @@ def prepare(
         )
     if own_run is not None:
         lacking = load_run(network, own_run)
-        rank_zero_info(f"{own_run}: weights loaded" + f"; it learnt nothing of {', '.join(lacking)}" * bool(lacking))
+        anew = f"; vectors of the vocabularies that it did not train with start anew: {', '.join(lacking)}"
+        rank_zero_info(f"{own_run}: weights loaded" + anew * bool(lacking))
     if classifier == "linear":
         _check_class_counts(network, weights, datasets)
         return NoEmbeddings(f"class head of {weights}, none of text")

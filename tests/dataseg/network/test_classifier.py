@@ -152,3 +152,5 @@ def test_state_of_other_vocabularies():
         assert here.align(text, "net.") == []
         with pytest.raises(RuntimeError, match="class_vectors"):
             here.load_state_dict({name.removeprefix("net."): value for name, value in text.items()})
+    assert here.align(text, "net.", to_train=True) == ["b", "c"]
+    here.load_state_dict({name.removeprefix("net."): value for name, value in text.items()})

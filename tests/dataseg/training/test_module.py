@@ -53,9 +53,13 @@ def test_what_is_learnt_by_name_needs_names_of_its_own(option):
     make({"a": vocabulary("mine", "dog"), "b": vocabulary("yours", "cat")}, **option)
 
 
-@pytest.mark.parametrize("option", [{}, {"classifier": "learnt"}])
-def test_weights_of_a_run_are_started_from(tmp_path, option):
-    before = make({"a": vocabulary("mine", "dog")}, **option)
+@pytest.mark.parametrize(
+    ("trained", "option"),
+    [({}, {}), ({"classifier": "learnt"}, {"classifier": "learnt"}), ({}, {"classifier": "learnt"})],
+)
+def test_weights_of_a_run_are_started_from(tmp_path, trained, option, caplog):
+    caplog.set_level("INFO")
+    before = make({"a": vocabulary("mine", "dog")}, **trained)
     with torch.no_grad():
         for parameter in before.parameters():
             parameter.add_(1.0)
@@ -64,9 +68,9 @@ def test_weights_of_a_run_are_started_from(tmp_path, option):
     after = make({"a": vocabulary("mine", "dog"), "b": vocabulary("yours", "cat")}, weights=path, **option)
     state = after.network.state_dict()
     assert all(state[name].equal(value) for name, value in before.network.state_dict().items())
-    assert set(state) - set(before.network.state_dict()) == (
-        {"classifier.class_vectors.yours.weight"} if option else set()
-    )
+    new = set() if not option else {"yours"} if trained else {"mine", "yours"}
+    assert set(state) - set(before.network.state_dict()) == {f"classifier.class_vectors.{v}.weight" for v in new}
+    assert ("start anew: " + ", ".join(sorted(new)) in caplog.text) == bool(new)
     with pytest.raises(UserError, match=r"last\.ckpt: its tensors do not fit the configured network: \d+ "):
         load_run(tiny.network(hidden_dim=64), path)
     with pytest.raises(UserError, match=r"published weights: .*last\.ckpt has none"):

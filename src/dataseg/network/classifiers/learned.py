@@ -87,7 +87,11 @@ class PerVocabularyClassifier(TextClassifier):
         backgrounds = [vector[0] for name, vector in self.backgrounds.items() if name != vocabulary]
         return 0.0 * sum([*classes, *backgrounds], start=self.log_scale[0])
 
-    def align(self, state: dict[str, Tensor], prefix: str) -> list[str]:
+    @property
+    def reads_text(self) -> bool:
+        return not self.class_vectors
+
+    def align(self, state: dict[str, Tensor], prefix: str, to_train: bool = False) -> list[str]:
         """Make a state dict fit, in place, where it differs in its vocabularies alone.
 
         What it has of others is dropped; parameters that it lacks are taken from here.
@@ -95,6 +99,7 @@ class PerVocabularyClassifier(TextClassifier):
         Args:
             state: whole tensors by name.
             prefix: of this classifier's names in it.
+            to_train: accept that of a classifier that learnt no class vectors: all of them are taken from here.
 
         Returns:
             Names of the vocabularies that it lacks.
@@ -103,7 +108,7 @@ class PerVocabularyClassifier(TextClassifier):
         for kind in (f"{CLASSES}.", f"{BACKGROUNDS}."):
             own = {prefix + name: value for name, value in self.state_dict().items() if name.startswith(kind)}
             theirs = {name for name in state if name.startswith(prefix + kind)}
-            if not (own and theirs):
+            if not own or not (theirs or (to_train and kind == f"{CLASSES}.")):
                 continue  # another kind of classifier: loading says what is missing or left over
             for name in theirs - set(own):
                 del state[name]

@@ -21,6 +21,11 @@ class Classifier(nn.Module):
         """``[..., Q, D]`` -> ``[..., Q, C + 1]``, float32; the last column is the background."""
         raise NotImplementedError
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at the vectors of `ClassEmbeddings`, not only at the vocabulary's name and size."""
+        return False
+
 
 class TextClassifier(Classifier):
     """Cosine similarity of projected queries and text embeddings, over a learnt temperature (method: network).
@@ -43,6 +48,10 @@ class TextClassifier(Classifier):
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
         self.max_log_scale = math.log(max_scale)
         self.text_dim = text_dim
+
+    @property
+    def reads_text(self) -> bool:
+        return True
 
     @property
     def scale(self) -> Tensor:
