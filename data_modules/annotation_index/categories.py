@@ -47,33 +47,35 @@ def compare_categories(path: Path, vocabulary: Vocabulary, with_kinds: bool, on_
     except UserError as error:
         on_problem(f"{error}; the vocabulary cannot be compared with it", benign=True)
         return {"categories_not_stated": 1}
-    by_id = {spec.id: spec for spec in vocabulary.classes}
-    id_of = {_plain(spec.name): spec.id for spec in vocabulary.classes}
+    by_id = {number: spec for spec in vocabulary.classes for number in spec.ids}
+    id_of = {_plain(name): spec.id for spec in vocabulary.classes for name in spec.file_names}
     certain: list[str] = []
     counts = {"categories_of_another_name": 0, "categories_not_in_the_vocabulary": 0}
     for category in stated:
-        spec = by_id.get(category.id)
+        number = category.ids[0]
+        spec = by_id.get(number)
         if spec is None:
             counts["categories_not_in_the_vocabulary"] += 1
-            on_problem(f"{path}: category {category.id} ({category.name!r}) is not in the vocabulary", benign=True)
+            on_problem(f"{path}: category {number} ({category.name!r}) is not in the vocabulary", benign=True)
             continue
-        if _plain(category.name) not in map(_plain, (spec.name, *spec.prompts)):
-            what = f"category {category.id} is {category.name!r} in the file, {spec.name!r} in the vocabulary"
+        if _plain(category.name) not in map(_plain, (*spec.file_names, *spec.prompts)):
+            what = f"category {number} is {category.name!r} in the file, {spec.name!r} in the vocabulary"
             if _plain(category.name) in id_of:
                 certain.append(f"{what}, where {category.name!r} has the id {id_of[_plain(category.name)]}")
-            else:
+            elif not spec.other_ids:  # several categories in one can have no common name
                 counts["categories_of_another_name"] += 1
                 on_problem(f"{path}: {what}", benign=True)
         elif with_kinds and (category.kind == "thing") != spec.is_thing:
             certain.append(
-                f"category {category.id} ({spec.name!r}) is {category.kind} in the file, not so in the vocabulary"
+                f"category {number} ({spec.name!r}) is {category.kind} in the file, not so in the vocabulary"
             )
     if certain:
         on_problem(
             f"{path}: {'; '.join(certain)}. Mend the vocabulary, or set it to null:"
             " the file's own categories then count"
         )
-    alone = [spec.name for spec in vocabulary.classes if spec.id not in {category.id for category in stated}]
+    found = {category.ids[0] for category in stated}
+    alone = [spec.name for spec in vocabulary.classes if not found.intersection(spec.ids)]
     if alone:
         on_problem(f"{path}: has no category for {', '.join(alone)} of the vocabulary", benign=True)
     return counts | {"classes_without_a_category": len(alone)}

@@ -21,7 +21,7 @@ from data_modules.annotation_index.table import BLOCK, Packed, PackedBuilder, im
 from dataseg.io.coco import area_of, box_of, crowd_of
 from dataseg.io.images import stated_size
 from dataseg.io.rle import RLE
-from dataseg.structures import UserError
+from dataseg.structures import VOID, UserError
 
 MIN_SIDE = 1.0
 """Boxes narrower or lower than this many pixels, once clipped to the image, are dropped as degenerate."""
@@ -274,6 +274,7 @@ def detection_batches(
     counts: Counts,
     advance: Advance,
     on_problem: OnProblem,
+    keep_rest: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Read an annotation file.
 
@@ -284,6 +285,7 @@ def detection_batches(
         skip: images to leave out, by the last two components of their file name.
         read_mask: reads masks; None = boxes alone are wanted.
         counts: what was dropped is added.
+        keep_rest: keep what ``label_of`` gives as `VOID`.
 
     Raises:
         UserError: a malformed record; names file and record (unless ``on_problem`` says otherwise).
@@ -298,6 +300,9 @@ def detection_batches(
     for start in range(0, len(images), BLOCK):
         end = min(start + BLOCK, len(images))
         chosen = order[ends[start] : ends[end]]
+        if not keep_rest and (others := table.rows["label"][chosen] == VOID).any():
+            counts["of_other_classes"] = counts.get("of_other_classes", 0) + int(others.sum())
+            chosen = chosen[~others]
         block = table.rows[chosen]
         block["image"] -= start
         sizes = images.sizes[start:end]

@@ -32,8 +32,8 @@ class BoxReader(IndexedReader):
     skip: frozenset[str] = frozenset()
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
-        label_of = self.vocabulary.index_of
-        settings = {"kind": "boxes", "label_of": label_of, "skip": sorted(self.skip)}
+        label_of = self.with_rest(self.vocabulary.index_of)
+        settings = {"kind": "boxes", "label_of": label_of, "skip": sorted(self.skip), **self.rest_settings}
         batches = partial(detection_batches, self._annotations, label_of, self.skip, None)
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
@@ -63,6 +63,7 @@ class CocoBoxes(CocoStyle, BoxReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: "background" leaves out objects of other classes than the vocabulary's; None = they are refused.
     """
 
     title = "COCO-style boxes"
@@ -78,9 +79,10 @@ class CocoBoxes(CocoStyle, BoxReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        rest: str | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation = orientation
+        self.orientation, self.rest = orientation, rest
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, Orientation, TaskName
+from data_modules.formats.painting import gives_of, painted, require_rest
+from data_modules.formats.reader import IndexedReader, Orientation, Overlaps, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.rle import mask_of
@@ -29,19 +31,22 @@ class InstanceReader(IndexedReader):
     a mask: evaluation ignores it. ``counts["without_mask"]`` says how many.
     """
 
-    gives = "masks"
+    gives: Literal["map", "boxes", "masks"] = "masks"
     default_tasks = (Task.INSTANCE,)
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
-        label_of = self.vocabulary.index_of
-        batches = partial(detection_batches, self._annotations, label_of, frozenset[str](), mask_of)
-        settings = {"kind": "instances", "label_of": label_of}
+        require_rest(self)
+        label_of, is_painted = self.with_rest(self.vocabulary.index_of), self.gives == "map"
+        batches = partial(
+            detection_batches, self._annotations, label_of, frozenset[str](), mask_of, keep_rest=is_painted
+        )
+        settings = {"kind": "instances", "label_of": label_of, **self.rest_settings}
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
         image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
-        return image, masks_of(self.index, index)
+        return image, painted(self, masks_of(self.index, index))
 
 
 def masks_of(index: Index, image: int) -> InstanceMasks:
@@ -58,7 +63,7 @@ def masks_of(index: Index, image: int) -> InstanceMasks:
 
 
 class CocoInstances(CocoStyle, InstanceReader):
-    """Instance masks of COCO or any dataset in its layout.
+    """Instance masks of COCO or any dataset in its layout; or, by ``tasks``, maps painted from them.
 
     Args:
         root: the dataset's folder, below the data root.
@@ -69,6 +74,10 @@ class CocoInstances(CocoStyle, InstanceReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: what becomes of objects of other classes than the vocabulary's; None = they are refused. Of masks:
+            "background" leaves them out. For panoptic and semantic tasks a map is painted from the masks: "void", or a
+            class of the vocabulary, stands for other classes and for pixels without an object, and must be given.
+        overlaps: of painted masks: "smaller_on_top", or "later_on_top", in the order of the file.
     """
 
     title = "COCO-style instances"
@@ -84,9 +93,12 @@ class CocoInstances(CocoStyle, InstanceReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        rest: str | None = None,
+        overlaps: Overlaps = "smaller_on_top",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation = orientation
+        self.orientation, self.rest, self.overlaps = orientation, rest, overlaps
+        self.gives = gives_of(self.title, self.tasks)
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 

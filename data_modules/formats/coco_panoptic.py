@@ -32,6 +32,8 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
+            refused.
     """
 
     title = "COCO panoptic"
@@ -51,9 +53,10 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        rest: str | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation = orientation
+        self.orientation, self.rest = orientation, rest
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
         self.hold_out = hold_out
 

@@ -12,7 +12,7 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import IndexedReader
 from dataseg.io.paths import FileNames, inside
-from dataseg.structures import UserError
+from dataseg.structures import Task, UserError
 
 
 class CocoStyle(IndexedReader):
@@ -33,7 +33,8 @@ class CocoStyle(IndexedReader):
         is_own = not vocabularies.is_shipped(self.vocabulary)
         compared = {}
         if is_own:
-            compared = compare_categories(self._annotations, self.vocabulary, self.gives == "map", on_problem)
+            with_kinds = Task.PANOPTIC in self.default_tasks  # of other files, all categories are things
+            compared = compare_categories(self._annotations, self.vocabulary, with_kinds, on_problem)
         super().read(on_problem)  # type: ignore[safe-super]
         self._found = self._find(on_problem) if is_own else {}
         self.counts |= compared

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse, pasted
-from data_modules.formats.reader import TaskName
 from dataseg.io.xml_files import read_xml
 from dataseg.structures import UserError
 
@@ -35,13 +32,9 @@ class CvatImages(LabellingTool):
         annotations: str = "annotations.xml",
         images: str = "images",
         subset: str | None = None,
-        vocabulary: vocabularies.Classes | None = None,
-        targets: Literal["boxes", "masks"] = "masks",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, annotations, images, vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, images, **options)
         self.subset = subset
         self._root: Element | None = None
 

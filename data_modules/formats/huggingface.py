@@ -70,7 +70,7 @@ class HubDataset(Reader):
         category: str = "category",
         box_format: Literal["xywh", "xyxy"] = "xywh",
         id: str | None = None,  # the column's usual name
-        ignore: int = 255,
+        ignore: int | list[int] = 255,
         offset: int = 0,
         config: str | None = None,
         revision: str | None = None,

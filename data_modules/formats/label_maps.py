@@ -18,7 +18,7 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.id_map import Runs
-from dataseg.io.images import EncodedImage, open_image, read_labels
+from dataseg.io.images import MAX_LABELS, EncodedImage, open_image, read_labels
 from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -110,7 +110,7 @@ class LabelMaps(LabelMapReader):
         images: image folder below ``root``.
         annotations: label folder below ``root``; a label map has its image's stem.
         vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
-        ignore: value of pixels that belong to no class.
+        ignore: value, or values, of pixels that belong to no class.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
         image_suffix: ending of the images, in any case, e.g. ``.jpg``; None = any image.
         labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image, or
@@ -119,6 +119,8 @@ class LabelMaps(LabelMapReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
+            refused.
     """
 
     title = "label maps"
@@ -130,7 +132,7 @@ class LabelMaps(LabelMapReader):
         images: str,
         annotations: str,
         vocabulary: vocabularies.Classes,
-        ignore: int = 255,
+        ignore: int | list[int] = 255,
         offset: int = 0,
         image_suffix: str | None = None,
         labels_suffix: str | None = None,
@@ -138,9 +140,10 @@ class LabelMaps(LabelMapReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        rest: str | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation = orientation
+        self.orientation, self.rest = orientation, rest
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out
@@ -169,7 +172,7 @@ class LabelMaps(LabelMapReader):
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
         if min(values) < 0:
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
-        self._read(stems, label_table(values, self.ignore), self._images, on_problem)
+        self._read(stems, label_table(values, self.ignore, self.rest_label), self._images, on_problem)
 
     def image_path(self, stem: str) -> Path:
         return self._images / self._image_of[stem]
@@ -209,10 +212,18 @@ class UnknownLabelError(ValueError):
         super().__init__(f"value {value}")
 
 
-def label_table(index_of: dict[int, int], ignore: int = 0) -> NDArray[np.int32]:
-    """PNG value -> label, `VOID` for ``ignore``, -2 for values that no class has; int32 ``[largest value + 1]``."""
-    table = np.full(max([*index_of, ignore]) + 1, -2, dtype=np.int32)
-    table[ignore] = VOID
+def label_table(index_of: dict[int, int], ignore: int | list[int] = 0, rest: int | None = None) -> NDArray[np.int32]:
+    """PNG value -> label, `VOID` for ``ignore``; int32 ``[largest value + 1]``.
+
+    Values that no class has are ``rest``, in a table of all values; None: -2.
+    """
+    ignored = ignore if isinstance(ignore, list) else [ignore]
+    table = (
+        np.full(max([*index_of, *ignored]) + 1, -2, dtype=np.int32)
+        if rest is None
+        else np.full(MAX_LABELS, rest, dtype=np.int32)
+    )
+    table[ignored] = VOID
     for value, label in index_of.items():
         table[value] = label
     return table

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, box_around, ellipse
-from data_modules.formats.reader import TaskName
 from dataseg.io.images import MAX_PIXELS
 from dataseg.io.json_files import read_json
 from dataseg.structures import UserError
@@ -34,13 +31,9 @@ class LabelStudio(LabellingTool):
         root: str,
         annotations: str = "project.json",
         images: str = "images",
-        vocabulary: vocabularies.Classes | None = None,
-        targets: Literal["boxes", "masks"] = "masks",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, annotations, images, vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, images, **options)
 
     def labelled_images(self) -> Iterator[LabelledImage]:
         tasks = read_json(self._annotations)

@@ -20,12 +20,13 @@ from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.coco_boxes import boxes_of
 from data_modules.formats.coco_instances import masks_of
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, TaskName
+from data_modules.formats.painting import gives_of, painted, require_rest
+from data_modules.formats.reader import IndexedReader, Overlaps, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.paths import IMAGE_SUFFIXES, FileNames
 from dataseg.io.rle import encode_mask, mask_of
-from dataseg.structures import Target, Task, UserError
+from dataseg.structures import VOID, Target, Task, UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Points = Sequence[Sequence[float]]
@@ -86,6 +87,11 @@ class LabellingTool(IndexedReader):
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
         hold_out: a part of the images, where the files know none.
+        rest: what becomes of objects of other classes than the vocabulary's; None = they are refused. Of boxes and
+            masks: "background" leaves them out. For panoptic and semantic tasks a map is painted from the masks:
+            "void", or a class of the vocabulary, stands for other classes and for pixels without an object, and must
+            be given.
+        overlaps: of painted masks: "smaller_on_top", or "later_on_top", in the order of the file.
     """
 
     default_tasks = (Task.INSTANCE,)
@@ -103,9 +109,14 @@ class LabellingTool(IndexedReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        rest: str | None = None,
+        overlaps: Overlaps = "smaller_on_top",
     ) -> None:
         self.gives = targets
         super().__init__(vocabulary, tasks, names)
+        self.rest, self.overlaps = rest, overlaps
+        if targets == "masks":
+            self.gives = gives_of(self.title, self.tasks)
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
         self._stated: tuple[list[str] | None, list[LabelledImage]] | None = None  # classes, images
@@ -120,6 +131,11 @@ class LabellingTool(IndexedReader):
     def class_names(self) -> list[str] | None:
         """Names of the classes in the files' order; None if they state no list."""
         return None
+
+    @property
+    def states_all_images(self) -> bool:
+        """Whether an image of the folder without a record is worth telling: not where there are lists of parts."""
+        return True
 
     @contextmanager
     def record(self, where: str) -> Iterator[None]:
@@ -157,6 +173,7 @@ class LabellingTool(IndexedReader):
         return self._stated
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
+        require_rest(self)
         files = FileNames(self._images)
         stated, images = self._read_files(on_problem)
         self._stated, self._on_problem = None, on_problem
@@ -172,7 +189,7 @@ class LabellingTool(IndexedReader):
             raise UserError(f"{self.title}: {self._annotations} has no image{self._of_part()} in {self._images}")
         self._index = self._table(of_image)
         if (
-            self.gives == "masks"
+            self.gives != "boxes"
             and len(self.index.all("label"))
             and self.counts["without_mask"] == len(self.index.all("label"))
         ):
@@ -182,7 +199,7 @@ class LabellingTool(IndexedReader):
         return f" of the part {self.hold_out.part} (share {self.hold_out.share})" if self.hold_out else ""
 
     def _compare_classes(self, stated: list[str] | None, on_problem: OnProblem) -> None:
-        missing = [c.name for c in self.vocabulary.classes if stated is not None and c.name not in stated]
+        missing = [c.name for c in self.vocabulary.classes if stated is not None and not {*c.file_names} & {*stated}]
         if stated is not None and missing:
             on_problem(
                 f"{self._annotations}: states the classes {', '.join(stated)}; {', '.join(missing)} of the vocabulary "
@@ -210,24 +227,27 @@ class LabellingTool(IndexedReader):
         self.counts |= {
             "names_found_in_another_form": files.others,
             "images_missing": len(missing),
-            "images_without_a_record": pictures - len(found),
+            "images_without_a_record": pictures - len(found) if self.states_all_images else 0,
         }
         return found
 
     def _rows(self, image: LabelledImage, size: tuple[int, int]) -> tuple[list[tuple[Any, ...]], list[bytes]]:
         """Index rows of an image's objects: (label, xyxy, area), and their masks."""
         rows, rles = [], []
-        label_of = {spec.name: label for label, spec in enumerate(self.vocabulary.classes)}
+        label_of = self.with_rest(self.vocabulary.label_of_name)
         for parts in _objects(image.shapes):
             with self.record(f"{image.where}: {parts[0].where}"):
-                label = label_of.get(parts[0].label)
-                if label is None:
+                if parts[0].label not in label_of and self.rest is None:
                     known = ", ".join(label_of)
                     raise UserError(f"its class {parts[0].label!r} is none of the vocabulary ({known})")
+                label = label_of[parts[0].label]
+                if label == VOID and self.gives != "map":
+                    self.unused("of_other_classes")
+                    continue
                 corners = np.concatenate([_corners(part) for part in parts])
                 if not np.isfinite(corners).all():
                     raise UserError("it has coordinates that are not finite numbers")
-                rle = _mask(parts, size) if self.gives == "masks" else b""
+                rle = _mask(parts, size) if self.gives != "boxes" else b""
                 area = float(coco_mask.area({"size": list(size), "counts": rle})) if rle else 0.0
                 rows.append((label, (*corners.min(axis=0), *corners.max(axis=0)), area))
                 rles.append(rle)
@@ -256,7 +276,9 @@ class LabellingTool(IndexedReader):
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
         image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
-        return image, (boxes_of if self.gives == "boxes" else masks_of)(self.index, index)
+        if self.gives == "boxes":
+            return image, boxes_of(self.index, index)
+        return image, painted(self, masks_of(self.index, index))
 
 
 def _objects(shapes: list[Shape]) -> list[list[Shape]]:

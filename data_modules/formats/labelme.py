@@ -7,14 +7,11 @@ import binascii
 import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse, pasted
-from data_modules.formats.reader import TaskName
 from dataseg.io.images import decode_labels
 from dataseg.io.json_files import read_json
 from dataseg.io.paths import walk
@@ -36,13 +33,9 @@ class Labelme(LabellingTool):
         root: str,
         annotations: str = ".",
         images: str = ".",
-        vocabulary: vocabularies.Classes | None = None,
-        targets: Literal["boxes", "masks"] = "masks",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, annotations, images, vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, images, **options)
 
     def labelled_images(self) -> Iterator[LabelledImage]:
         others = 0

@@ -14,22 +14,23 @@ from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, Orientation, TaskName
+from data_modules.formats.painting import gives_of, painted
+from data_modules.formats.reader import IndexedReader, Orientation, Overlaps, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, mask_values, open_image, read_mask
 from dataseg.io.paths import by_stem, list_images
 from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
-from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError, Vocabulary
+from dataseg.structures import VOID, InstanceMasks, Target, Task, UserError, Vocabulary
 
 
 class MaskFolders(IndexedReader):
     """``images/<stem>.jpg`` with ``masks/<stem>/<class>_<anything>.png``, one file per segment.
 
     A mask's pixels above half of its largest value are inside. Its file's name begins with the class name (spaces may
-    be underscores). For the instance task masks may overlap; for panoptic and semantic tasks later files, by name, lie
-    over earlier ones. An image without a folder of masks has no segment. A file without a pixel inside is an instance
-    without a mask, which evaluation ignores; maps leave it out.
+    be underscores). For the instance task masks may overlap; for panoptic and semantic tasks a map is painted. An image
+    without a folder of masks has no segment. A file without a pixel inside is an instance without a mask, which
+    evaluation ignores; maps leave it out.
 
     Args:
         root: the dataset's folder, below the data root.
@@ -42,6 +43,9 @@ class MaskFolders(IndexedReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: what becomes of masks of other classes than the vocabulary's, see `data_modules.formats.CocoInstances`;
+            without it, pixels without a mask are void in maps.
+        overlaps: of painted masks: "later_on_top", in the order of their files' names, or "smaller_on_top".
     """
 
     title = "folders of masks"
@@ -61,17 +65,14 @@ class MaskFolders(IndexedReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        rest: str | None = None,
+        overlaps: Overlaps = "later_on_top",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation = orientation
+        self.orientation, self.rest, self.overlaps = orientation, rest, overlaps
         self.root, self.images, self.masks = root, images, masks
         self.image_suffix, self.mask_suffix, self.hold_out = image_suffix, mask_suffix, hold_out
-        self.gives = "masks" if self.tasks[0] == Task.INSTANCE else "map"
-        if len({task == Task.INSTANCE for task in self.tasks}) == 2:
-            raise UserError(
-                f"{self.title}: one reader gives masks that may overlap (instance) or a map (panoptic, semantic), not "
-                f"both: give tasks {[str(task) for task in self.tasks]} to two datasets"
-            )
+        self.gives = gives_of(self.title, self.tasks)
         self._images = self._masks = Path()
 
     def locate(self, root: Path) -> None:
@@ -99,6 +100,11 @@ class MaskFolders(IndexedReader):
             masks = self._masks / folder_of.get(stem, stem)
             for name in list_images(masks, self.mask_suffix):
                 label = _label(PurePosixPath(name).stem, label_of)
+                if label is None and self.rest_label is not None:
+                    self.counts["of_other_classes"] = self.counts.get("of_other_classes", 0) + 1
+                    label = VOID
+                if label == VOID and self.gives != "map":
+                    continue
                 if label is None:
                     on_problem(f"{masks / name}: its name begins with no class of the vocabulary")
                     continue
@@ -145,21 +151,8 @@ class MaskFolders(IndexedReader):
         return image, self._target(masks, labels, image.size)
 
     def _target(self, masks: list[NDArray[np.bool_]], labels: NDArray[np.int32], size: tuple[int, int]) -> Target:
-        if self.gives == "masks":
-            return InstanceMasks(
-                rles=[encode_mask(m) if m.any() else None for m in masks],
-                labels=torch.from_numpy(labels.astype(np.int64)),
-                size=size,
-            )
-        ids = np.full(size, VOID, dtype=np.int16)
-        is_thing = self.vocabulary.is_thing.tolist()
-        rows: dict[tuple[int, int], int] = {}  # (label, number of the thing) -> row
-        for number, (mask, label) in enumerate(zip(masks, labels.tolist(), strict=True), 1):
-            if not mask.any():
-                continue
-            alone = is_thing[label] and self.tasks[0] == Task.PANOPTIC
-            ids[mask] = rows.setdefault((label, number if alone else 0), len(rows))
-        return SegmentMap(torch.from_numpy(ids), torch.tensor([label for label, _ in rows], dtype=torch.int64))
+        rles = [encode_mask(m) if m.any() else None for m in masks]
+        return painted(self, InstanceMasks(rles, torch.from_numpy(labels.astype(np.int64)), size))
 
 
 def _folders(path: Path) -> set[str]:
@@ -174,8 +167,8 @@ def _folders(path: Path) -> set[str]:
 def _names(vocabulary: Vocabulary) -> dict[str, int]:
     """Class names as files may write them -> label, longest first."""
     names = {}
-    for label, c in enumerate(vocabulary.classes):
-        names[c.name] = names[c.name.replace(" ", "_")] = label
+    for name, label in vocabulary.label_of_name.items():
+        names[name] = names[name.replace(" ", "_")] = label
     return dict(sorted(names.items(), key=lambda item: -len(item[0])))
 
 

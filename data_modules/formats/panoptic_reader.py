@@ -60,9 +60,9 @@ class PanopticReader(IndexedReader):
         return {number - self.id_offset: label for number, label in self.vocabulary.index_of.items()}
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
-        label_of = self.label_of()
+        label_of = self.with_rest(self.label_of())
         batches = partial(panoptic_batches, self._annotations, label_of)
-        settings = {"kind": "panoptic", "label_of": label_of}
+        settings = {"kind": "panoptic", "label_of": label_of, **self.rest_settings}
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def image_path(self, file_name: str) -> Path:
@@ -92,8 +92,12 @@ class PanopticReader(IndexedReader):
             areas=torch.from_numpy(self.index.column(index, "area").astype(np.int64)),
         )
         if self.areas == "recounted":
-            return recount_areas(target)
-        return target if target.areas is None or bool((target.areas != NOT_STATED).all()) else count_missing(target)
+            target = recount_areas(target)
+        if target.areas is not None and not bool((target.areas != NOT_STATED).all()):
+            target = count_missing(target)
+        if self.rest is not None or any(spec.other_ids for spec in self.vocabulary.classes):
+            target = joined(target, self.vocabulary.is_thing.tolist(), self.rest_label)
+        return target
 
 
 def count_missing(target: SegmentMap) -> SegmentMap:
@@ -115,6 +119,31 @@ def recount_areas(target: SegmentMap) -> SegmentMap:
         labels=target.labels[kept],
         is_crowd=None if target.is_crowd is None else target.is_crowd[kept],
         areas=torch.from_numpy(areas[kept]),
+    )
+
+
+def joined(target: SegmentMap, is_thing: list[bool], rest: int | None) -> SegmentMap:
+    """Segments without a class (label `VOID`) are of the class ``rest``, or void; those of one stuff class are one."""
+    assert target.areas is not None
+    assert target.is_crowd is not None
+    labels = torch.where(target.labels == VOID, VOID if rest is None else rest, target.labels)
+    keys = [
+        label if not is_thing[label] and not crowd else len(is_thing) + row
+        for row, (label, crowd) in enumerate(zip(labels.tolist(), target.is_crowd.tolist(), strict=True))
+    ]
+    kept = [row for row, label in enumerate(labels.tolist()) if label != VOID]
+    row_of = {key: row for row, key in enumerate(dict.fromkeys(keys[k] for k in kept))}
+    table = np.full(len(target) + 1, VOID, dtype=np.int16)
+    table[kept] = [row_of[keys[k]] for k in kept]
+    first = [kept[[keys[k] for k in kept].index(key)] for key in row_of]
+    areas = torch.zeros(len(row_of), dtype=torch.int64)
+    areas.index_add_(0, torch.from_numpy(table[kept].astype(np.int64)), target.areas[kept])
+    runs = Runs.of(target.ids.numpy())
+    return SegmentMap(
+        ids=torch.from_numpy(runs.filled(table[runs.values])),  # VOID = -1 indexes the last entry
+        labels=labels[first],
+        is_crowd=target.is_crowd[first],
+        areas=areas,
     )
 
 
@@ -194,12 +223,14 @@ def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Ite
             raise UserError(f"segment id {number} is {'listed twice' if number in seen else 'no colour code'}")
         seen.add(number)
         category = record["category_id"]
-        if category not in label_of:
-            raise UserError(f"segment {number} has category_id {category}, which the vocabulary lacks")
+        try:
+            label = label_of[category]
+        except KeyError:
+            raise UserError(f"segment {number} has category_id {category}, which the vocabulary lacks") from None
         area = int(record.get("area", NOT_STATED))
         if not (0 <= area < 2**53 or "area" not in record):
             raise UserError(f"segment {number} has area {area}")
-        yield number, label_of[category], area, crowd_of(record)
+        yield number, label, area, crowd_of(record)
 
 
 def _reason(error: Exception) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any
 from xml.etree.ElementTree import Element
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
-from data_modules.formats.reader import TaskName
 from dataseg.io.paths import read_bytes, walk
 from dataseg.io.xml_files import read_xml
 from dataseg.structures import UserError
@@ -35,14 +32,14 @@ class PascalVocBoxes(LabellingTool):
         annotations: str = "Annotations",
         images: str = "JPEGImages",
         image_set: str | None = None,
-        vocabulary: vocabularies.Classes | None = None,
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        targets: Literal["boxes"] = "boxes"
-        super().__init__(root, annotations, images, vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, images, targets="boxes", **options)
         self.image_set = image_set
+
+    @property
+    def states_all_images(self) -> bool:
+        return self.image_set is None
 
     def labelled_images(self) -> Iterator[LabelledImage]:
         wanted = None

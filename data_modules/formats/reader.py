@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,15 @@ from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from dataseg.io.images import EncodedImage, ImageArray
-from dataseg.structures import Target, Task, UserError, Vocabulary
+from dataseg.structures import VOID, Target, Task, UserError, Vocabulary
 
 TaskName = Literal["semantic", "panoptic", "instance"]
 """A `Task` as it is written in a configuration file."""
 Orientation = Literal["upright", "stored"]
+Overlaps = Literal["smaller_on_top", "later_on_top"]
+
+
+K = TypeVar("K")
 
 
 class SegmentSizes(NamedTuple):
@@ -48,6 +53,8 @@ class Reader(ABC):
         orientation: of images: turned "upright" by their EXIF data, as labelling tools show them, or as "stored",
             which is what official annotations are drawn on; None = stored for shipped vocabularies, else upright.
         areas: of panoptic segments: as the annotation file states them, or counted in the map.
+        rest: what becomes of all that is of no class of the vocabulary, see `rest_label`.
+        overlaps: which mask lies on top, where a map is painted from masks, see `data_modules.formats.painting`.
     """
 
     title: ClassVar[str]
@@ -56,6 +63,8 @@ class Reader(ABC):
     default_tasks: ClassVar[tuple[Task, ...]]
     areas: Literal["stored", "recounted"] = "stored"
     orientation: Orientation | None = None
+    rest: str | None = None
+    overlaps: Overlaps = "smaller_on_top"
 
     def __init__(
         self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
@@ -72,6 +81,39 @@ class Reader(ABC):
         if self._vocabulary is None:
             raise RuntimeError(f"{self.title}: call read_classes() first")
         return self._vocabulary
+
+    @property
+    def rest_label(self) -> int | None:
+        """What becomes of all that is of no class of the vocabulary; None = it is refused.
+
+        In maps, ``rest`` is "void" (`VOID`: no loss and no score is taken there) or a class of the vocabulary. Boxes
+        and masks can only be left out, so that their pixels are background (`VOID` as well): "background".
+
+        Raises:
+            UserError: ``rest`` is none of these.
+        """
+        if self.rest is None:
+            return None
+        names = self.vocabulary.names if self.gives == "map" else []
+        if self.rest == ("void" if self.gives == "map" else "background"):
+            return VOID
+        if self.rest not in names:
+            wanted = (
+                f"void, or a class of the vocabulary: {', '.join(names)}"
+                if self.gives == "map"
+                else f"background: {self.gives} of other classes can only be left out"
+            )
+            raise UserError(f"{self.title}: rest: {self.rest}: wanted is {wanted}")
+        return names.index(self.rest)
+
+    def with_rest(self, index_of: Mapping[K, int]) -> dict[K, int]:
+        """Ids, or names, -> label; `VOID` for all others where ``rest`` says what becomes of them."""
+        return dict(index_of) if self.rest_label is None else _WithRest(index_of)
+
+    @property
+    def rest_settings(self) -> dict[str, str]:
+        """What an index depends on beside the labels."""
+        return {} if self.rest is None else {"rest": self.gives}
 
     @property
     def upright(self) -> bool:
@@ -152,6 +194,13 @@ class Reader(ABC):
         return None
 
 
+class _WithRest(dict[K, int]):
+    """Labels, `VOID` for what is not in it."""
+
+    def __missing__(self, key: K) -> int:
+        return VOID
+
+
 class IndexedReader(Reader):
     """A reader whose images and segments stand in an annotation file."""
 
@@ -191,6 +240,7 @@ class IndexedReader(Reader):
             return None
         if not (area >= 0).all():  # some are not stated
             return None
-        return SegmentSizes(
-            np.repeat(np.arange(len(self)), self.index.lengths()), self.index.all("label").astype(np.int64), area
-        )
+        label = self.index.all("label").astype(np.int64)
+        known = label != VOID
+        image = np.repeat(np.arange(len(self)), self.index.lengths())
+        return SegmentSizes(image[known], label[known], area[known])

@@ -6,12 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse
-from data_modules.formats.reader import TaskName
 from dataseg.io.json_files import read_json
 from dataseg.io.paths import read_bytes
 from dataseg.structures import UserError
@@ -36,13 +33,9 @@ class Via(LabellingTool):
         annotations: str = "via_project.json",
         images: str = "images",
         attribute: str | None = None,
-        vocabulary: vocabularies.Classes | None = None,
-        targets: Literal["boxes", "masks"] = "masks",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, annotations, images, vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, images, **options)
         self.attribute = attribute
 
     def class_names(self) -> list[str] | None:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import yaml
 
-from data_modules import vocabularies
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
-from data_modules.formats.reader import TaskName
 from data_modules.layout import MissingDataError, locate
 from dataseg.io.images import open_image
 from dataseg.io.paths import IMAGE_SUFFIXES, exists, read_bytes, walk
 from dataseg.structures import UserError
+
+NAMES_SUFFIXES = (".txt", ".names")
+"""Of files that hold class names alone."""
 
 _SLACK = 0.01  # a share of the image beyond its edge that is rounding
 
@@ -25,10 +25,11 @@ class Yolo(LabellingTool):
 
     A box is x, y of its centre, width, height; all are shares of the image. A label file lies where ``images`` in the
     image's path is ``labels``, else beside the image. An image without one has no object. Names and folders stand in
-    ``data.yaml``, see `LabellingTool`.
+    ``data.yaml``, see `LabellingTool`; or the names alone, one a line, in a ``classes.txt`` or ``obj.names``, as
+    LabelImg, Label Studio and CVAT write them: then all images beside and below it count.
 
     Args:
-        annotations: the ``data.yaml`` below ``root``.
+        annotations: the ``data.yaml``, ``classes.txt`` or ``obj.names`` below ``root``.
         part: which of its lists of images: ``train``, ``val`` or ``test``.
     """
 
@@ -41,13 +42,9 @@ class Yolo(LabellingTool):
         root: str,
         annotations: str = "data.yaml",
         part: Literal["train", "val", "test"] = "train",
-        vocabulary: vocabularies.Classes | None = None,
-        targets: Literal["boxes", "masks"] = "masks",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, annotations, ".", vocabulary, targets, tasks, names, hold_out)
+        super().__init__(root, annotations, ".", **options)
         self.part = part
         self._about: dict[str, Any] = {}
         self._folders: list[Path] = []
@@ -56,6 +53,11 @@ class Yolo(LabellingTool):
         """Reads the ``data.yaml`` too, which says where the images lie."""
         _, (self._annotations,) = locate(self, root, self.root, [(self.annotations,)])
         self._images = self._annotations.parent
+        if self._annotations.suffix in NAMES_SUFFIXES:
+            self._images = self._images.parent if self._images.name == "labels" else self._images
+            names = [line.strip() for line in read_bytes(self._annotations).decode("utf-8-sig").splitlines()]
+            self._about, self._folders = {"names": [name for name in names if name]}, [self._images]
+            return
         self._about = read_data_yaml(self._annotations)
         entries = self._about.get(self.part)
         if not entries:
@@ -73,6 +75,10 @@ class Yolo(LabellingTool):
         parts = [part for part in PurePosixPath(entry.replace("\\", "/")).parts if part not in ("..", ".", "/")]
         bases = [self._images / stated, self._images, self._images.parent]
         return list(dict.fromkeys([*(base / entry for base in bases[:2]), *(b.joinpath(*parts) for b in bases[1:])]))
+
+    @property
+    def states_all_images(self) -> bool:
+        return False  # it looks for them in the folders of its part
 
     def class_names(self) -> list[str] | None:
         found = self._about.get("names")

@@ -16,7 +16,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 import yaml
 
 from data_modules import formats
+from data_modules.formats.labelling_tool import LabellingTool
 from data_modules.formats.reader import IndexedReader, Reader
 from data_modules.formats.yolo import read_data_yaml
 from data_modules.inspection.check import evenly_spaced
@@ -91,8 +91,8 @@ def recognise(folder: Path) -> list[Found]:
         listed = ", ".join(f"{count} {ending or '(no ending)'}" for ending, count in endings.most_common(6))
         raise UserError(
             f"{folder}: no annotations of a known form among its files ({listed or 'none'}): wanted are YOLO with its "
-            "data.yaml, labelme, Pascal VOC, CVAT for images 1.1, Label Studio's JSON, VIA, COCO-style JSON, label "
-            "maps or folders of masks, see docs/own_data.md"
+            "data.yaml or classes.txt, labelme, Pascal VOC, CVAT for images 1.1, Label Studio's JSON, VIA, COCO-style "
+            "JSON, label maps or folders of masks, see docs/own_data.md"
         )
     if len(kinds) > 1:
         several = "; ".join(f"{kind}: {next(i.where for i in found if i.kind == kind)}" for kind in kinds)
@@ -107,6 +107,8 @@ def _of_file(folder: Path, name: str) -> Iterator[Found]:
         if "names" in about:
             parts = [part for part in PARTS if about.get(part)]
             yield from (Found("Yolo", name, {"annotations": name, "part": part}, needs_images=False) for part in parts)
+    elif path.name in ("classes.txt", "obj.names"):
+        yield Found("Yolo", name, {"annotations": name}, needs_images=False)
     elif suffix == ".xml":
         kind = {"annotations": "CvatImages", "annotation": "PascalVocBoxes"}.get(read_xml(path).tag)
         if kind:
@@ -213,13 +215,17 @@ def image_folders(folder: Path, part: str | None) -> list[str]:
 def build(folder: Path, found: Found, classes: list[OwnClass] | None) -> tuple[Reader, dict[str, Any]]:
     """The reader that finds its images, set up, and its arguments as they stand in a YAML file.
 
+    Of several image folders that would do, the one where most names are found as they are stated.
+
     Raises:
         UserError: it does not: the message for the likeliest image folder.
     """
     kind = getattr(formats, found.kind)
     places = [{"images": name} for name in image_folders(folder, found.part)] if found.needs_images else [{}]
-    targets = [{"targets": "masks"}, {"targets": "boxes"}] if "targets" in signature(kind).parameters else [{}]
+    both = issubclass(kind, LabellingTool) and kind is not formats.PascalVocBoxes
+    targets = [{"targets": "masks"}, {"targets": "boxes"}] if both else [{}]
     errors: list[Exception] = []
+    best: tuple[int, Reader, dict[str, Any]] | None = None
     for place, target in itertools.product(places or [{"images": "."}], targets):
         arguments = {"root": folder.absolute().name, **found.arguments, **place, **target}
         reader = kind(**arguments, vocabulary=classes)
@@ -228,8 +234,15 @@ def build(folder: Path, found: Found, classes: list[OwnClass] | None) -> tuple[R
         except (UserError, MissingDataError) as error:
             errors.append(error)
             continue
-        if target.get("targets") != "masks" or 2 * reader.counts["without_mask"] <= len(reader.index.all("label")):
-            return reader, arguments
+        if target.get("targets") == "masks" and 2 * reader.counts["without_mask"] > len(reader.index.all("label")):
+            continue
+        others = reader.counts.get("names_found_in_another_form", 0)
+        if best is None or others < best[0]:
+            best = others, reader, arguments
+        if not others:
+            break
+    if best is not None:
+        return best[1:]
     raise UserError(f"{found.kind}: {errors[0]}") from errors[0]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,17 +27,30 @@ class OwnClass:
 
     Attributes:
         name: for display, and for the text encoder if there are no prompts.
-        id: the number that annotation files use.
+        id: the number that annotation files use, or several: all of them are this class.
         kind: countable things, or stuff.
         prompts: names given to the text encoder; the best of them counts.
         color: RGB, 0-255; None = one is chosen.
+        aliases: further names that annotation files use for it.
     """
 
     name: str
-    id: int
+    id: int | list[int]
     kind: Literal["thing", "stuff"] = "thing"
     prompts: list[str] | None = None
     color: tuple[int, int, int] | None = None
+    aliases: list[str] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """All its numbers.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.id == []:
+            raise ValueError(f"class {self.name!r} has no id")
+        return self.id if isinstance(self.id, list) else [self.id]
 
 
 Classes: TypeAlias = str | list[OwnClass]
@@ -55,10 +69,18 @@ def resolve(classes: str | Sequence[OwnClass], names: Names = "corrected") -> Vo
         return load(classes, names)
     try:
         specs = tuple(
-            ClassSpec(c.id, c.name, c.kind == "thing", tuple(c.prompts or [c.name]), c.color or _color(position))
+            ClassSpec(
+                c.ids[0],
+                c.name,
+                c.kind == "thing",
+                tuple(c.prompts or [c.name]),
+                c.color or _color(position),
+                tuple(c.ids[1:]),
+                tuple(c.aliases or ()),
+            )
             for position, c in enumerate(classes)
         )
-        twice = {c.name for c in specs if [d.name for d in specs].count(c.name) > 1}
+        twice = {name for name, count in Counter(name for c in specs for name in c.file_names).items() if count > 1}
         if twice:
             raise ValueError(f"the names {sorted(twice)} stand twice")
         vocabulary = Vocabulary("own", specs)
