@@ -359,7 +359,7 @@ def experiment_yaml(name: str, folder: Path, plan: Plan) -> str:
         **({"val": {name: plan.val}} if plan.val else {}),
         "ratios": {name: 1},
         "train_transform": {"image_size": size, "scale_range": [0.5, 1.5]},
-        "eval_transform": {"size": size, "max_size": 2 * size},
+        "eval_transform": {"size": size, "max_size": size},  # the longer side, as in training
         "batch_size": 8,
     }
     content = {"extends": "../own.yaml", "model": {"classifier": "learnt"}, "data": {"init_args": arguments}}
