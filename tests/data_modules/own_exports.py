@@ -230,7 +230,7 @@ def write_coco(base: Path) -> Path:
             xs, ys = zip(*points, strict=True)
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             segmentation = [[value for point in points for value in point]]
-            about = {"id": len(annotations), "image_id": k, "category_id": category, "iscrowd": 0}
+            about = {"id": len(annotations) + 1, "image_id": k, "category_id": category, "iscrowd": 0}
             if k < 2:
                 annotations.append(about | {"bbox": box, "area": 1.0 * box[2] * box[3], "segmentation": segmentation})
     categories = [{"id": n, "name": name, "supercategory": ""} for n, name in enumerate(CLASSES, 1)]
