@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 VARIABLE = "DATASEG_CACHE"
@@ -23,3 +24,23 @@ def cache_folder(kind: str = "") -> Path:
 def use_cache(folder: Path | str) -> None:
     """Keep everything below ``folder`` from now on; in loading processes started later too."""
     os.environ[VARIABLE] = str(Path(folder).expanduser().absolute())
+
+
+def foreign(path: Path, source: Path) -> str | None:
+    """Who else could have made something in a shared cache, for messages; None if it can be trusted.
+
+    Trusted are this user, root, the owner of the cache, and the owner of what it was made from, as long as nobody else
+    may write to it.
+
+    Args:
+        path: in the cache; what lies in it, if it is a folder, is looked at too.
+        source: file that it was made from.
+    """
+    trusted = {os.getuid(), 0, cache_folder().stat().st_uid, source.stat().st_uid}
+    for entry in (path, *(path.iterdir() if path.is_dir() else ())):
+        status = entry.lstat()
+        if status.st_uid not in trusted:
+            return f"{entry} belongs to user {status.st_uid}"
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{entry} can be written to by others"
+    return None

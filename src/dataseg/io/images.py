@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ MAX_PIXELS = 120_000_000
 MAX_LABELS = 1 << 16
 """Label maps hold values below this."""
 
-_JPEG = b"\xff\xd8"
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _TAIL = 1024  # bytes searched for a JPEG's end marker: some cameras write a little after it
 _REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2}
 # their names notwithstanding: with IMREAD_COLOR_RGB beside them, they are smaller and in colour
@@ -45,6 +46,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 """EXIF's orientation -> what makes an image upright."""
 
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _PNG_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # PNG's colour types, as kornia-rs names what it makes of them
 
 
@@ -111,7 +113,11 @@ class EncodedImage:
             # one pixel more than wanted: images of the wanted size are copied by cv2.resize, whatever the scale
             largest = min(have // (want + 1) for have, want in zip(self.header.size, out, strict=True))
             divisor = next((d for d in _REDUCED if d <= largest), 1)
-        image = _decode(self.content, self.name, flags | _REDUCED.get(divisor, 0))
+        image: NDArray[Any]
+        if self.header.png_mode == "rgb":  # twice as fast as OpenCV
+            image = _decode_png(self.content, self.name, self.header)
+        else:
+            image = _decode(self.content, self.name, flags | _REDUCED.get(divisor, 0))
         if divisor > 1:
             # Sides were rounded up: the last row and column may reach over the edge of the picture. At the exact scale
             # they do so in the result too, and are cut off there.
@@ -283,12 +289,16 @@ def _checked(content: bytes, what: str) -> Header:
         raise UserError(
             f"{what} is not a readable image ({rows} x {columns} pixels, more than the limit of {MAX_PIXELS:,})"
         )
+    if header.kind == "PNG" and content.startswith(_PNG):
+        _require_no_surplus(content, what, inflate=False)
     if not header.is_complete:
         _with_pillow(content, what, lambda i: i.load())  # it raises where OpenCV fills up with grey
     return header
 
 
 def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
+    if content.startswith(_PNG):
+        _require_no_surplus(content, what, inflate=True)
     try:
         array = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
     except cv2.error as error:
@@ -296,6 +306,33 @@ def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
     if array is None:
         raise UserError(f"{what} is not a readable image (decoding failed)")
     return array
+
+
+def _require_no_surplus(content: bytes, what: str, inflate: bool) -> None:
+    """Refuse a PNG whose data go on behind its last pixel.
+
+    Args:
+        inflate: look at the data as they are unpacked, for OpenCV, which would unpack them all (the other decoders stop
+            at the last pixel); else only whether they are more than the pixels even as they are.
+    """
+    columns, rows = struct.unpack(">II", content[16:24])
+    bits, color = content[24:26]
+    room = rows * (
+        columns * bits * _PNG_CHANNELS.get(color, 4) // 8 + 6
+    )  # a byte a row for its filter, interlaced more
+    room += room // 100 + 1024  # what cannot be compressed grows a little
+    inflater, at = zlib.decompressobj(), 8
+    try:
+        while at + 8 <= len(content) and room >= 0:
+            (length,) = struct.unpack(">I", content[at : at + 4])
+            if content[at + 4 : at + 8] == b"IDAT":
+                data = content[at + 8 : at + 8 + length]
+                room -= len(inflater.decompress(data, room + 1) if inflate else data)
+            at += 12 + length
+    except zlib.error as error:
+        raise UserError(f"{what} is not a readable image ({error})") from error
+    if room < 0:
+        raise UserError(f"{what} is not a readable image (it holds more data than its {rows} x {columns} pixels have)")
 
 
 def _decode_png(content: bytes, what: str, header: Header) -> NDArray[np.uint8]:
@@ -321,7 +358,7 @@ def _pillow_header(image: Image.Image) -> Header:
 
 def read_header(content: bytes) -> Header | None:
     """Header of a PNG or JPEG, without decoding; None for other formats and whatever looks odd."""
-    if content.startswith(b"\x89PNG\r\n\x1a\n") and content[12:16] == b"IHDR" and len(content) > 33:
+    if content.startswith(_PNG) and content[12:16] == b"IHDR" and len(content) > 33:
         columns, rows = struct.unpack(">II", content[16:24])
         bits, color = content[24:26]
         step = 255 // (2**bits - 1) if color == 0 and bits in (1, 2, 4) else 1

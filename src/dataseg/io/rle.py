@@ -155,7 +155,7 @@ def _whole_numbers(counts: list[Any], pixels: int) -> list[int]:
         numbers = np.array(None)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or (numbers % 1 != 0).any():  # NaN too
         raise UserError(f"counts {_short(counts)} are not all whole numbers")
-    if numbers.min() < 0 or numbers.sum() != pixels:
+    if numbers.min() < 0 or numbers.max() > pixels or numbers.sum() != pixels:  # a sum can overflow
         is_bytes = 0 <= numbers.min() and numbers.max() < 256
         if is_bytes and _fits(bytes(numbers.astype(np.uint8)), pixels):
             raise UserError(f"counts {_short(counts)}: byte values of compressed counts, {_AS_BYTES}")

@@ -21,14 +21,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock
 
 from dataseg.io.atomic import replacing
-from dataseg.io.cache import cache_folder
+from dataseg.io.cache import cache_folder, foreign
+from dataseg.io.lock import alone
 from dataseg.structures import UserError
 
 MAX_MEMBER = 1 << 30
 """Members of an archive that claim to be larger than this many bytes are refused, except where they are streamed."""
+
+MAX_RATIO = 100
+"""Archives in an archive that claim to be so many times larger unpacked are refused: those of images hardly shrink."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _RECORD = np.dtype(
@@ -161,11 +164,17 @@ class Archive:
         path = self.path / name
         if record["method"] == zipfile.ZIP_STORED:
             return Archive(path, self._handle, start, int(record["size"]))
+        if record["size"] > MAX_RATIO * record["packed"]:
+            raise UserError(
+                f"{path}: would unpack to {int(record['size']):,} bytes, {MAX_RATIO} times its own and more"
+            )
         key = hashlib.sha256(f"{path} {int(record['size'])} {int(record['crc'])}".encode()).hexdigest()[:16]
         file = cache_folder("archives") / f"{PurePosixPath(name).stem}-{key}.zip"
         try:
             if not file.exists():  # else a cache that cannot be written does
                 self._unpack(name, file)
+            elif why := foreign(file, self.outermost):
+                raise UserError(f"{path}: {why}, so others could have changed it: set data.cache or DATASEG_CACHE")
             handle = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise UserError(
@@ -175,10 +184,11 @@ class Archive:
 
     def _unpack(self, name: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        with alone(file.with_suffix(".lock"), f"{self.path / name} is being unpacked"):
             if not file.exists():
                 with replacing(file) as temporary, self.stream(name) as source, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
+                    temporary.chmod(0o644)  # whatever the umask: see `foreign`
 
 
 @lru_cache(maxsize=512)

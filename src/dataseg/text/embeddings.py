@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from filelock import FileLock
 from torch import Tensor
 
 from dataseg.io.cache import cache_folder
+from dataseg.io.lock import alone
 from dataseg.io.shipped import find
 from dataseg.structures import ClassEmbeddings, UserError, Vocabulary
 from dataseg.text.cache import TextCache, read_cache, write_cache
@@ -113,7 +113,7 @@ class TextEmbeddings:
         if self.encoder is None:
             raise UserError(self._explain_missing(names))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with alone(path.with_name(f".{path.name}.lock"), f"text vectors of {path}"):
             content = self._load()  # another process may have made them meanwhile
             missing = sorted({name for name in names if content is None or name not in content.rows})
             if content is not None and not missing:

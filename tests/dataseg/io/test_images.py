@@ -1,12 +1,15 @@
 """Pixels as users keep them: orientation, masks with soft edges, label maps in their kinds of file."""
 
 import io
+import struct
+import time
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dataseg.io.images import decode_labels, encoded_image, open_image, read_mask
+from dataseg.io.images import decode_labels, decode_rgb_ids, encoded_image, mask_values, open_image, read_mask
 from dataseg.structures import UserError
 
 
@@ -88,3 +91,55 @@ def test_a_decoded_image_is_contiguous():
     exif[0x0112] = 6
     content = encoded(Image.fromarray(np.zeros((4, 6, 3), np.uint8)), "JPEG", exif=exif)
     assert encoded_image(content, "x", upright=True).decode().flags["C_CONTIGUOUS"]
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(rows, columns, color, bits=8, surplus=0):
+    """Black pixels, and behind the last so many bytes more, with PNG's type of colours."""
+    row = bytes(1 + columns * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color] * bits // 8)
+    packer = zlib.compressobj(9)
+    data = packer.compress(row * rows) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(surplus >> 20))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, color, 0, 0, 0))
+    head += chunk(b"PLTE", bytes(768)) if color == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data + packer.flush()) + chunk(b"IEND", b"")
+
+
+READS = {
+    "image": lambda path: open_image(path).decode(),
+    "labels": lambda path: decode_labels(path.read_bytes(), str(path), None),
+    "ids": lambda path: decode_rgb_ids(path.read_bytes(), str(path), None),
+    "mask": lambda path: mask_values(path, "", None),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize(("color", "bits"), [(0, 8), (0, 1), (0, 16), (2, 8), (2, 16), (3, 8), (4, 8), (6, 8)])
+def test_data_behind_the_last_pixel_are_cut_off(tmp_path, color, bits, read):
+    """OpenCV unpacks them all: a GiB takes it 3 seconds."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(8, 8, color, bits, surplus=64 << 20))
+    begun = time.process_time()
+    with pytest.raises(UserError, match=r"a\.png is not a readable image \(it holds more data than its 8 x 8 pixels"):
+        read(path)
+    assert time.process_time() - begun < 0.1
+    path.write_bytes(png(8, 8, color, bits))
+    assert open_image(path).decode().shape == (8, 8, 3)
+
+
+def test_data_that_are_no_more_than_the_pixels_until_they_are_unpacked(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(200, 300, 4, surplus=64 << 20))
+    with pytest.raises(UserError, match="it holds more data than its 200 x 300 pixels have"):
+        READS["labels"](tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": (1, 2, 3)}, {"interlace": True}])
+def test_png_images_are_decoded_as_pillow_does(options):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), dtype=np.uint8)
+    for mode, pixels in {"RGB": noise[..., :3], "L": noise[..., 0], "RGBA": noise}.items():
+        content = encoded(Image.fromarray(pixels), **(options if mode == "RGB" else {}))
+        found = encoded_image(content, "x").decode()
+        assert found.flags.c_contiguous
+        assert (found == (pixels[..., :3] if pixels.ndim == 3 else pixels[..., None])).all(), mode

@@ -161,11 +161,11 @@ def test_inner_archives_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zip_archive, "FileLock", raise_problem)
+        patch.setattr(zip_archive, "alone", raise_problem)
         with pytest.raises(UserError, match=r"a\.zip: cannot be unpacked to .*Permission denied.*data\.cache"):
             read_bytes(tmp_path / "b.zip/a.zip/a/x.txt")
     assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x"
-    monkeypatch.setattr(zip_archive, "FileLock", raise_problem)
+    monkeypatch.setattr(zip_archive, "alone", raise_problem)
     zip_archive._inner.cache_clear()
     assert read_bytes(tmp_path / "b.zip/a.zip/a/x.txt") == b"x", "what is there is used"
 
