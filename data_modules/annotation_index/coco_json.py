@@ -107,7 +107,7 @@ class ImageTable:
                 try:
                     number, name = record["id"], record["file_name"]
                     skipped = "/".join(name.split("/")[-2:]) in skip
-                    entry = str(number).encode(), name.encode(), stated_size(record)
+                    entry = str(number).encode(), name.encode(), stated_size(record["height"], record["width"])
                     if number in self.row_of:
                         raise UserError(f"two images have the same id {number!r}")
                 except _MISTAKES as error:

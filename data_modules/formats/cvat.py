@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse, pasted
+from dataseg.io.images import stated_size
 from dataseg.io.xml_files import read_xml
 from dataseg.structures import UserError
 
@@ -59,7 +60,7 @@ class CvatImages(LabellingTool):
             if self.subset is not None and image.get("subset") != self.subset:
                 continue
             with self.record(where):
-                size = int(image.attrib["height"]), int(image.attrib["width"])
+                size = stated_size(image.attrib["height"], image.attrib["width"])
                 shapes = [
                     s for k, item in enumerate(image, 1) for s in self._shape(item, f"<{item.tag}> {k}", size, where)
                 ]
@@ -102,7 +103,8 @@ def _around(left: float, top: float, right: float, bottom: float, degrees: float
 
 def _mask(item: Element, size: tuple[int, int]) -> np.ndarray:
     """CVAT's run lengths go along the rows of the mask's box, pixels outside first."""
-    left, top, width, height = (int(item.attrib[name]) for name in ("left", "top", "width", "height"))
+    left, top = (int(item.attrib[name]) for name in ("left", "top"))
+    height, width = stated_size(item.attrib["height"], item.attrib["width"])
     runs = [int(run) for run in item.attrib["rle"].split(",")]
     if min(runs) < 0 or sum(runs) != width * height:
         raise UserError(f"run lengths that add up to {sum(runs)} pixels in a box of {width} x {height}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, box_around, ellipse
-from dataseg.io.images import MAX_PIXELS
+from dataseg.io.images import stated_size
 from dataseg.io.json_files import read_json
 from dataseg.structures import UserError
 
@@ -51,7 +51,7 @@ class LabelStudio(LabellingTool):
 
     def _image(self, task: dict[str, Any], regions: list[dict[str, Any]], where: str) -> LabelledImage:
         labels = {r.get("id"): r["value"]["labels"] for r in regions if r.get("type") == "labels"}
-        sizes = {(int(r["original_height"]), int(r["original_width"])) for r in regions if "original_width" in r}
+        sizes = {stated_size(r["original_height"], r["original_width"]) for r in regions if "original_width" in r}
         if len(sizes) > 1:
             raise UserError(f"its regions state different sizes of the image: {sorted(sizes)}")
         size = next(iter(sizes), None)
@@ -102,6 +102,10 @@ def brush_mask(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     then runs: a bit (1 = one value, repeated), two that choose one of the four widths, the length less 1, the value or
     values.
 
+    Args:
+        packed: bytes.
+        size: of the image, as `stated_size` admits it.
+
     Raises:
         UserError: of another size, or cut off.
     """
@@ -117,7 +121,7 @@ def brush_mask(packed: list[int], size: tuple[int, int]) -> np.ndarray:
         return int(text[at - width : at], 2)
 
     count = read(32)
-    if count != 4 * size[0] * size[1] or count > 4 * MAX_PIXELS:
+    if count != 4 * size[0] * size[1]:
         raise UserError(f"its brush mask has {count} values, not 4 x {size[0]} x {size[1]}")
     width = read(5) + 1
     widths = [read(4) + 1 for _ in range(4)]

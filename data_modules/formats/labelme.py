@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse, pasted
-from dataseg.io.images import decode_labels
+from dataseg.io.images import decode_labels, stated_size
 from dataseg.io.json_files import read_json
 from dataseg.io.paths import walk
 from dataseg.structures import UserError
@@ -49,7 +49,7 @@ class Labelme(LabellingTool):
                     others += 1
                     continue
                 rows, columns = content.get("imageHeight"), content.get("imageWidth")
-                size = (int(rows), int(columns)) if rows and columns else None
+                size = stated_size(rows, columns) if rows and columns else None
                 shapes = [
                     shape
                     for number, item in enumerate(content["shapes"], 1)

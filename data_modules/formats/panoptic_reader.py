@@ -192,7 +192,7 @@ def _images(path: Path, on_problem: OnProblem) -> dict[Any, tuple[str, str, tupl
     for first, batch in stream_records(path, "images"):
         for position, image in enumerate(batch, first):
             try:
-                entry = str(image["id"]), str(image["file_name"]), stated_size(image)
+                entry = str(image["id"]), str(image["file_name"]), stated_size(image["height"], image["width"])
                 "".join(entry[:2]).encode()
                 if image["id"] in images:
                     raise UserError(f"two images have the same id {image['id']!r}")

@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
+from dataseg.io.images import stated_size
 from dataseg.io.paths import read_bytes, walk
 from dataseg.io.xml_files import read_xml
 from dataseg.structures import UserError
@@ -75,4 +76,4 @@ class PascalVocBoxes(LabellingTool):
 
 def _size(root: Element) -> tuple[int, int] | None:
     rows, columns = (int(float(root.findtext(f"size/{key}") or 0)) for key in ("height", "width"))
-    return (rows, columns) if rows and columns else None
+    return stated_size(rows, columns) if rows and columns else None

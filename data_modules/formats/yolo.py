@@ -159,8 +159,13 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(read_bytes(path))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold 'train', 'val' and 'names', as YOLO's data.yaml does")
+    names = content.get("names") or []
+    if not isinstance(names, list | dict) or any(
+        isinstance(name, list | dict) for name in (names.values() if isinstance(names, dict) else names)
+    ):
+        raise UserError(f"{path}: 'names' must be a list of names, or names by number")
     return content

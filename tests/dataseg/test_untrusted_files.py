@@ -9,6 +9,8 @@ import socket
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import tiny
@@ -19,6 +21,8 @@ from safetensors.torch import save_file
 from tiny_model import BACKBONE, CONFIG, make_model
 
 import dataseg
+from data_modules import formats
+from data_modules.vocabularies import OwnClass
 from dataseg.checkpoint import resume
 from dataseg.checkpoint.consolidate import consolidate, require_shards
 from dataseg.checkpoint.files import SHARD_STATE, step_path
@@ -30,6 +34,7 @@ from dataseg.cli import replay
 from dataseg.deployment import from_run
 from dataseg.deployment.model_file import FORMAT, write_model
 from dataseg.deployment.network import build_network
+from dataseg.io.rle import rle_of
 from dataseg.network.backbones import timm_factory
 from dataseg.structures import UserError, Vocabulary
 from dataseg.text.cache import read_cache
@@ -425,3 +430,105 @@ def test_malformed_vocabularies_end_in_one_message(text, tmp_path):
 
 def test_the_format_is_still_the_one_of_0_1():
     assert FORMAT == "dataseg model 1"
+
+
+# ------------------------------------------------------------------------------------------------ annotations
+
+
+def _label_studio(root, height, width):
+    value = {"points": [[1, 1], [50, 1], [50, 50]], "polygonlabels": ["a"]}
+    region = {"type": "polygonlabels", "value": value, "original_height": height, "original_width": width}
+    task = {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": [region]}]}
+    (root / "project.json").write_text(json.dumps([task]))
+    return formats.LabelStudio(".", images=".")
+
+
+def _labelme(root, height, width):
+    shape = {"label": "a", "points": [[1, 1], [5, 1], [5, 5]], "shape_type": "polygon"}
+    about = {"shapes": [shape], "imagePath": "a.png", "imageHeight": height, "imageWidth": width}
+    (root / "a.json").write_text(json.dumps(about))
+    return formats.Labelme(".", images=".", annotations=".")
+
+
+def _cvat(root, height, width):
+    polygon = '<polygon label="a" points="1,1;5,1;5,5"/>'
+    image = f'<image id="0" name="a.png" height="{height}" width="{width}">{polygon}</image>'
+    (root / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    return formats.CvatImages(".", images=".")
+
+
+def _cvat_mask(root, height, width):
+    run = int(height) * int(width)
+    mask = f'<mask label="a" left="0" top="0" height="{height}" width="{width}" rle="{run}"/>'
+    image = f'<image id="0" name="a.png" height="8" width="8">{mask}</image>'
+    (root / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    return formats.CvatImages(".", images=".")
+
+
+def _coco(root, height, width):
+    polygon = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]], "iscrowd": 0}
+    image = {"id": 1, "file_name": "a.png", "height": height, "width": width}
+    content = {"images": [image], "annotations": [polygon], "categories": [{"id": 1, "name": "a"}]}
+    (root / "a.json").write_text(json.dumps(content))
+    return formats.CocoInstances(root=".", annotations="a.json", images=".", vocabulary=[OwnClass("a", 1)])
+
+
+@pytest.mark.parametrize("write", [_label_studio, _labelme, _cvat, _cvat_mask, _coco])
+@pytest.mark.parametrize(("height", "width"), [(10**9, 10**9), (10**6, 10**6), (-5, 8)])
+def test_sizes_that_annotations_state_are_not_believed(tmp_path, write, height, width):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="must be positive, 120,000,000 pixels at most"):
+        write(tmp_path, height, width).setup(tmp_path)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("far", [1e9, 1e6, -1e9, 1e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("tool", ["labelme", "cvat", "via", "label_studio", "yolo", "coco"])
+def test_coordinates_far_outside_end_in_one_message(tmp_path, tool, far):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 100, 3), np.uint8))
+    points = [[1, 1], [far, 1], [5, 5]]
+    flat = [number for point in points for number in point]
+    match tool:
+        case "labelme":
+            reader = _labelme(tmp_path, 100, 100)
+            content = json.loads((tmp_path / "a.json").read_text())
+            content["shapes"][0]["points"] = points
+            (tmp_path / "a.json").write_text(json.dumps(content))
+        case "cvat":
+            reader = _cvat(tmp_path, 100, 100)
+            text = (tmp_path / "annotations.xml").read_text()
+            (tmp_path / "annotations.xml").write_text(text.replace("5,1", f"{far},1"))
+        case "via":
+            shape = {"name": "polygon", "all_points_x": flat[::2], "all_points_y": flat[1::2]}
+            regions = [{"shape_attributes": shape, "region_attributes": {"class": "a"}}]
+            (tmp_path / "via.json").write_text(json.dumps({"a": {"filename": "a.png", "size": 1, "regions": regions}}))
+            reader = formats.Via(".", annotations="via.json", images=".")
+        case "label_studio":
+            reader = _label_studio(tmp_path, 100, 100)
+            content = json.loads((tmp_path / "project.json").read_text())
+            content[0]["annotations"][0]["result"][0]["value"]["points"] = points
+            (tmp_path / "project.json").write_text(json.dumps(content))
+        case "yolo":
+            (tmp_path / "data.yaml").write_text("train: .\nnames: [a]\n")
+            (tmp_path / "a.txt").write_text(" ".join(map(str, [0, *flat])))
+            reader = formats.Yolo(".")
+        case "coco":
+            reader = _coco(tmp_path, 100, 100)
+            content = json.loads((tmp_path / "a.json").read_text())
+            content["annotations"][0]["segmentation"] = [flat]
+            (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"far outside its image|is no share|not finite|malformed|\b(nan|inf)\b"):
+        reader.setup(tmp_path)
+
+
+def test_names_of_a_data_yaml_are_texts(tmp_path):
+    (tmp_path / "data.yaml").write_text(BOMB + "train: .\nnames: {0: *a39}\n")
+    with pytest.raises(UserError, match="'names' must be a list of names"):
+        formats.Yolo(".").setup(tmp_path)
+
+
+@pytest.mark.parametrize("counts", [[2**62, 2**62, 2**62, 2**62 + 64], [2**32, 64], [64 - 2**32, 2**32]])
+def test_run_lengths_that_overflow_are_refused(counts):
+    with pytest.raises(UserError, match="run lengths that add up to"):
+        rle_of({"size": [8, 8], "counts": counts}, 8, 8)

@@ -61,13 +61,14 @@ class Header(NamedTuple):
     png_mode: str = ""  # mono, rgb or rgba: of a whole PNG with 8 bits and no palette
 
 
-def stated_size(image: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) of an image record.
+def stated_size(height: Any, width: Any) -> tuple[int, int]:
+    """(H, W) that an annotation file states.
 
     Raises:
         UserError: not positive, or beyond `MAX_PIXELS`.
+        TypeError, ValueError, OverflowError: no whole numbers.
     """
-    rows, columns = int(image["height"]), int(image["width"])
+    rows, columns = int(height), int(width)
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise UserError(f"height {rows} and width {columns} must be positive, {MAX_PIXELS:,} pixels at most")
     return rows, columns

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dataseg.io.coco import area_of, box_of, crowd_of, named
+from dataseg.io.images import stated_size
 from dataseg.io.json_files import field_of, read_json, records_of
 from dataseg.io.rle import mask_of, rle_of
 from dataseg.prediction_files.files import shift_hint
@@ -34,7 +35,8 @@ class InstanceTruth:
         self.sizes = {}
         for position, image in enumerate(records_of(content, "images", self.path)):
             where = f"{self.path}, image {position}"
-            size = int(field_of(image, "height", where)), int(field_of(image, "width", where))
+            with named(where):
+                size = stated_size(field_of(image, "height", where), field_of(image, "width", where))
             self.sizes[str(field_of(image, "id", where))] = size
         self.annotations = {image_id: [] for image_id in self.sizes}
         for position, record in enumerate(records_of(content, "annotations", self.path)):
