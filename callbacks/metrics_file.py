@@ -37,10 +37,10 @@ class RunRecord(pl.Callback):
 
     The file holds every score of the newest validation at its top level, ``<dataset>.<score>`` in percent (null
     where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
-    ``conventions`` (averaging and crowd rule, hash of the class names, text model, post-processing), ``history`` (the
-    primary scores by step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth
-    class, a column for each predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in
-    training.
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model, post-processing), ``data`` (images
+    of each dataset, and what reading dropped, mended or did not find), ``history`` (the primary scores by step),
+    ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column for each
+    predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in training.
     """
 
     def __init__(self) -> None:
@@ -97,6 +97,7 @@ class RunRecord(pl.Callback):
                 **results,
                 "run": _describe(trainer, pl_module) | self._weights(trainer),
                 "conventions": _conventions(evaluation, pl_module),
+                "data": getattr(getattr(trainer, "datamodule", None), "counts", {}),
                 "history": self.history,
                 "per_class": _per_class(evaluation),
                 "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from data_modules.layout import (
 from data_modules.loaders import Stream, evaluation_loader, names_of
 from data_modules.mini import MiniSpec, ensure
 from data_modules.sampling import Schedule, blocks, share_out, tempered
+from data_modules.survey import survey
 from data_modules.transforms import TrainTransform
 from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.io.cache import use_cache
@@ -230,9 +231,21 @@ class CoTraining(LightningDataModule):
         if self._skipped:
             log.warning(tell_skipped(self._skipped, len(self._val), self.root))
             self._skipped = []
-        for _, reader in wanted:
+        for name, reader in wanted:
             reader.read()
+            survey(reader, partial(_tell, name))
             self._ready.add(id(reader))
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images, and what was dropped, mended or not found, of each dataset that was read; by role and name."""
+        readers = [("train", name, reader) for name, reader in self.train_readers.items()]
+        readers += [("val", name, reader) for name, reader in self.val_readers.items()]
+        return {
+            f"{role} {name}": {"images": len(reader), **{what: count for what, count in reader.counts.items() if count}}
+            for role, name, reader in readers
+            if id(reader) in self._ready
+        }
 
     def _wanted(self, stage: str) -> list[tuple[str, Reader]]:
         if stage == "fit" and not self.train_readers:
@@ -340,6 +353,12 @@ def _counted(readers: Mapping[str, Reader]) -> str:
         counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in reader.counts.items() if count)
         told.append(f"{name} {len(reader):,} images" + (f" ({counts})" if counts else ""))
     return ", ".join(told) or "nothing"
+
+
+def _tell(name: str, message: str, benign: bool = False) -> None:
+    if not benign:
+        raise UserError(f"{name}: {message}")
+    rank_zero_info(f"warning: {name}: {message}")
 
 
 def active_ratios(train: Mapping[str, Any], ratios: Mapping[str, float], exponent: float = 1) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.annotation_index.problems import OnProblem
-from data_modules.annotation_index.records import stream_records
+from data_modules.annotation_index.records import NoRecordsError, stream_records
 from data_modules.vocabularies import OwnClass
 from dataseg.structures import UserError, Vocabulary
 
@@ -44,7 +44,7 @@ def compare_categories(path: Path, vocabulary: Vocabulary, with_kinds: bool, on_
     """
     try:
         stated = stated_categories(path)
-    except UserError as error:
+    except NoRecordsError as error:
         on_problem(f"{error}; the vocabulary cannot be compared with it", benign=True)
         return {"categories_not_stated": 1}
     by_id = {number: spec for spec in vocabulary.classes for number in spec.ids}

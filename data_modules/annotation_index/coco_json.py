@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_modules.annotation_index.box_forms import other_form
 from data_modules.annotation_index.build import Counts
-from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.problems import MISTAKES, OnProblem, raise_problem, reason_of
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, Packed, PackedBuilder, image_batch
-from dataseg.io.coco import area_of, box_of, crowd_of
-from dataseg.io.images import stated_size
+from dataseg.io.coco import area_of, box_of, crowd_of, id_of
+from dataseg.io.images import size_of_record
 from dataseg.io.rle import RLE
 from dataseg.structures import VOID, UserError
 
@@ -32,7 +33,6 @@ RECORD_WITH_AREA = np.dtype([*RECORD.descr, ("area", "f4")])
 
 SKIPPED = -1
 _STEP = 1 << 20
-_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
 ReadMask = Callable[[Any, int, int], RLE | None]
 """(segmentation, rows, columns) -> mask; `dataseg.io.rle.mask_of`."""
@@ -105,15 +105,13 @@ class ImageTable:
             kept: list[tuple[bytes, bytes, tuple[int, int]]] = []
             for position, record in enumerate(batch, first):
                 try:
-                    number, name = record["id"], record["file_name"]
+                    number, name = id_of(record["id"]), record["file_name"]
                     skipped = "/".join(name.split("/")[-2:]) in skip
-                    entry = str(number).encode(), name.encode(), stated_size(record["height"], record["width"])
+                    entry = str(number).encode(), name.encode(), size_of_record(record)
                     if number in self.row_of:
                         raise UserError(f"two images have the same id {number!r}")
-                except _MISTAKES as error:
-                    on_problem(
-                        f"{path}: list of images: image {position}: {_reason(error, record, 'field {} is missing')}"
-                    )
+                except MISTAKES as error:
+                    on_problem(f"{path}: list of images: image {position}: {reason_of(error, record)}")
                     continue
                 self.row_of[number] = SKIPPED if skipped else count + len(kept)
                 self.skipped += skipped
@@ -157,6 +155,7 @@ class AnnotationTable:
     Args:
         label_of: ``category_id`` -> label.
         read_mask: reads masks; None = boxes alone are wanted.
+        train_crowds: crowds are objects like the others.
 
     Attributes:
         rows: `RECORD`, or with masks `RECORD_WITH_AREA`; those of skipped images are left out.
@@ -173,8 +172,10 @@ class AnnotationTable:
         read_mask: ReadMask | None,
         advance: Advance,
         on_problem: OnProblem,
+        train_crowds: bool = False,
     ) -> None:
         self._path, self._images, self._label_of, self._read_mask = path, images, label_of, read_mask
+        self._crowd_of = (lambda record: False) if train_crowds else crowd_of
         rows = _Rows(RECORD if read_mask is None else RECORD_WITH_AREA)
         rles = PackedBuilder()
         self.per_image = np.zeros(len(images), dtype=np.int64)
@@ -195,12 +196,12 @@ class AnnotationTable:
         try:
             rows["image"] = self._images.row_of.all([record["image_id"] for record in batch])
             rows["label"] = [label_of[record["category_id"]] for record in batch]
-            rows["is_crowd"] = [crowd_of(record) for record in batch]
+            rows["is_crowd"] = [self._crowd_of(record) for record in batch]
             boxes = np.array([record["bbox"] for record in batch], dtype=np.float64)
             boxes[:, 2:] += boxes[:, :2]
             with np.errstate(over="ignore"):
                 rows["xyxy"] = boxes
-        except _MISTAKES:
+        except MISTAKES:
             return None
         if not np.isfinite(rows["xyxy"]).all():
             return None
@@ -212,12 +213,12 @@ class AnnotationTable:
         used = 0
         for position, record in enumerate(batch, first):
             try:
-                if self._images.row_of[record["image_id"]] == SKIPPED:
+                if self._row(record["image_id"]) == SKIPPED:
                     continue
                 mask = self._fill(rows[used : used + 1], record)
-            except _MISTAKES as error:
+            except MISTAKES as error:
                 number = f" (id {record.get('id')})" if isinstance(record, dict) else ""
-                on_problem(f"{self._path}: annotation {position}{number}: {_reason(error, record, _MISSING)}")
+                on_problem(f"{self._path}: annotation {position}{number}: {reason_of(error, record)}")
                 continue
             if self._read_mask is not None:
                 rles.append(mask)
@@ -226,16 +227,29 @@ class AnnotationTable:
             used += 1
         return rows[:used], rles
 
+    def _row(self, number: Any) -> int:
+        try:
+            return self._images.row_of[id_of(number)]
+        except KeyError:
+            raise UserError(f"its image_id {number!r} is the id of no image in the file") from None
+
+    def _label(self, category: Any) -> int:
+        try:
+            return self._label_of[id_of(category)]
+        except KeyError:
+            known = ", ".join(map(str, self._label_of))
+            raise UserError(f"its category_id {category!r} is not in the vocabulary, which has {known:.200}") from None
+
     def _fill(self, row: NDArray[Any], record: dict[str, Any]) -> bytes:
         """Fill one row; the counts of its mask, empty if there is none."""
-        row["image"] = self._images.row_of[record["image_id"]]
+        row["image"] = self._row(record["image_id"])
         rle = None
         if self._read_mask is not None:
             size = self._images.sizes[row["image"][0]]
             rle = self._read_mask(record.get("segmentation"), int(size[0]), int(size[1]))
         x, y, width, height = box_of(record, rle)
-        row["label"] = self._label_of[record["category_id"]]
-        row["is_crowd"] = crowd_of(record)
+        row["label"] = self._label(record["category_id"])
+        row["is_crowd"] = self._crowd_of(record)
         with np.errstate(over="ignore"):
             row["xyxy"] = x, y, x + width, y + height
         if not np.isfinite(row["xyxy"]).all():
@@ -246,7 +260,8 @@ class AnnotationTable:
             if not np.isfinite(row["area"]).all():
                 raise UserError("its area is not finite")
         if rle is None:
-            self.without_pixel += bool(record.get("segmentation")) and not row["is_crowd"][0]
+            states_mask = self._read_mask is not None and bool(record.get("segmentation"))
+            self.without_pixel += states_mask and not row["is_crowd"][0]
             return b""
         return bytes(rle["counts"])
 
@@ -275,6 +290,7 @@ def detection_batches(
     advance: Advance,
     on_problem: OnProblem,
     keep_rest: bool = False,
+    train_crowds: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Read an annotation file.
 
@@ -286,17 +302,20 @@ def detection_batches(
         read_mask: reads masks; None = boxes alone are wanted.
         counts: what was dropped is added.
         keep_rest: keep what ``label_of`` gives as `VOID`.
+        train_crowds: crowds are objects like the others.
 
     Raises:
         UserError: a malformed record; names file and record (unless ``on_problem`` says otherwise).
     """
     images = ImageTable(path, skip, on_problem)
     counts["skipped_images"] = images.skipped
-    table = AnnotationTable(path, images, label_of, read_mask, advance, on_problem)
+    table = AnnotationTable(path, images, label_of, read_mask, advance, on_problem, train_crowds)
     images.row_of = RowOf()  # no longer needed, and large
     order = table.by_image()
     ends = np.concatenate([[0], np.cumsum(table.per_image)])
     lost = table.without_pixel
+    if read_mask is None:
+        _compare_form(path, table.rows[:_STEP], images.sizes, on_problem)
     for start in range(0, len(images), BLOCK):
         end = min(start + BLOCK, len(images))
         chosen = order[ends[start] : ends[end]]
@@ -333,6 +352,17 @@ def detection_batches(
             else "state a mask without any pixel in the image: are its coordinates x, y in pixels?"
         )
         on_problem(f"{path}: {lost} of {total} annotations {what}")
+
+
+def _compare_form(path: Path, rows: NDArray[Any], sizes: NDArray[np.int32], on_problem: OnProblem) -> None:
+    xyxy = rows["xyxy"][~rows["is_crowd"]]
+    xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+    if form := other_form(xywh, sizes[rows["image"][~rows["is_crowd"]]]):
+        found = np.round(xywh[0].astype(np.float64), 3).tolist()
+        on_problem(
+            f"{path}: wanted are boxes [x, y, width, height] in pixels of their images; bbox {found} and the others"
+            f" {form}"
+        )
 
 
 def _part(column: Packed, start: int, end: int) -> list[bytes]:
@@ -400,11 +430,3 @@ _ID_0 = (
     "has the id 0: pycocotools never matches it, so its AP of the same predictions is lower than that of metrics.json"
     " and `dataseg score`, which count it like any other; number annotations from 1 to get the same from both"
 )
-_MISSING = "{} is missing, or is an image or category the file or the vocabulary lacks"
-
-
-def _reason(error: Exception, record: Any, missing: str) -> str:
-    """In words; what Python says of a record of other types is no help to anyone."""
-    if isinstance(error, KeyError):
-        return missing.format(error)
-    return str(error) if isinstance(error, UserError) else f"malformed record {record!r:.200}"

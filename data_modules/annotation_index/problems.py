@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from dataseg.structures import UserError
 
@@ -18,3 +18,16 @@ def raise_problem(message: str, benign: bool = False) -> None:
     """The `OnProblem` of training: the first thing that is wrong, unless benign, ends the reading."""
     if not benign:
         raise UserError(message)
+
+
+MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
+"""What Python raises at records of other types than are wanted; a `UserError` is one of them."""
+
+
+def reason_of(error: Exception, record: Any) -> str:
+    """What is wrong with a record, in words; what Python says of other types is no help to anyone."""
+    if isinstance(error, KeyError):
+        return f"field {error} is missing"
+    if isinstance(error, UserError):
+        return str(error)
+    return "malformed record" if record is None else f"malformed record {record!r:.200}"

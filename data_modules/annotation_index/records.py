@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dataseg.io.paths import open_stream
+from dataseg.io.text_files import encoding_of, not_text
 from dataseg.structures import UserError
 
 BLOCK = 1 << 22
@@ -143,6 +144,10 @@ class _Scanner:
         return found
 
 
+class NoRecordsError(UserError):
+    """A readable annotation file lacks a list, or has nothing in it."""
+
+
 def stream_records(path: Path, key: str, advance: Advance = lambda count: None) -> Iterator[tuple[int, list[Any]]]:
     """Records of one top-level list of an annotation file, whatever stands before it.
 
@@ -153,14 +158,16 @@ def stream_records(path: Path, key: str, advance: Advance = lambda count: None) 
         position of the first record in the list, and the records.
 
     Raises:
-        UserError: unreadable, not JSON, not an object, or without a list of that name that has records; names the
-            file and the record.
+        UserError: unreadable, not JSON, not an object; names the file and the record.
+        NoRecordsError: without a list of that name that has records.
     """
     position, where = 0, "at its start"
+    seen: list[str] = []
     try:
         with open_stream(path) as raw, io.BufferedReader(_Counting(raw, advance), 1 << 20) as counted:
-            scanner = _Scanner(io.TextIOWrapper(counted, encoding="utf-8-sig"))
+            scanner = _Scanner(io.TextIOWrapper(counted, encoding=encoding_of(counted.peek(4))))
             for name in _keys(scanner):
+                seen.append(name)
                 where = f"at {name!r}"
                 if scanner.peek() != "[":
                     if name == key:
@@ -177,17 +184,21 @@ def stream_records(path: Path, key: str, advance: Advance = lambda count: None) 
                     if position:
                         return
                     break
+    except UnicodeDecodeError as error:
+        raise not_text(path, error) from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError) and str(path) in str(error):
             raise
         raise UserError(f"{path}: not a readable JSON file: {error} ({where})") from error
-    raise UserError(f"{path}: {key!r} must be a list with at least one record")
+    holds = f"its {key!r} holds none" if key in seen else f"it has {', '.join(map(repr, seen)) or 'nothing'} alone"
+    raise NoRecordsError(f"{path}: {key!r} must be a list with at least one record; {holds}")
 
 
 def _keys(scanner: _Scanner) -> Iterator[str]:
     """Names of the top-level object's entries; the caller takes each entry before the next name."""
-    if scanner.peek() != "{":
-        raise ValueError("it must hold an object")
+    if (found := scanner.peek()) != "{":
+        what = {"[": "a list", "": "nothing"}.get(found, f"{found!r} at its start")
+        raise ValueError(f"it holds {what}; it must hold an object of 'images', 'annotations' and 'categories'")
     scanner.take("{")
     if scanner.peek() == "}":
         return

@@ -15,7 +15,7 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader, Orientation, TaskName
+from data_modules.formats.reader import Crowds, IndexedReader, Orientation, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.structures import Boxes, Target, Task
@@ -33,8 +33,16 @@ class BoxReader(IndexedReader):
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = self.with_rest(self.vocabulary.index_of)
-        settings = {"kind": "boxes", "label_of": label_of, "skip": sorted(self.skip), **self.rest_settings}
-        batches = partial(detection_batches, self._annotations, label_of, self.skip, None)
+        settings = {
+            "kind": "boxes",
+            "label_of": label_of,
+            "skip": sorted(self.skip),
+            **self.rest_settings,
+            **self.crowd_settings,
+        }
+        batches = partial(
+            detection_batches, self._annotations, label_of, self.skip, None, train_crowds=self.train_crowds
+        )
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
@@ -64,6 +72,7 @@ class CocoBoxes(CocoStyle, BoxReader):
         hold_out: a part of the images, where there is no other file to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
         rest: "background" leaves out objects of other classes than the vocabulary's; None = they are refused.
+        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
     """
 
     title = "COCO-style boxes"
@@ -80,9 +89,11 @@ class CocoBoxes(CocoStyle, BoxReader):
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
         rest: str | None = None,
+        crowds: Crowds = "ignore",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.orientation, self.rest = orientation, rest
+        self.crowds = crowds
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 

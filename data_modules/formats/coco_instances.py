@@ -17,7 +17,7 @@ from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.painting import gives_of, painted, require_rest
-from data_modules.formats.reader import IndexedReader, Orientation, Overlaps, TaskName
+from data_modules.formats.reader import Crowds, IndexedReader, Orientation, Overlaps, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.rle import mask_of
@@ -38,9 +38,15 @@ class InstanceReader(IndexedReader):
         require_rest(self)
         label_of, is_painted = self.with_rest(self.vocabulary.index_of), self.gives == "map"
         batches = partial(
-            detection_batches, self._annotations, label_of, frozenset[str](), mask_of, keep_rest=is_painted
+            detection_batches,
+            self._annotations,
+            label_of,
+            frozenset[str](),
+            mask_of,
+            keep_rest=is_painted,
+            train_crowds=self.train_crowds,
         )
-        settings = {"kind": "instances", "label_of": label_of, **self.rest_settings}
+        settings = {"kind": "instances", "label_of": label_of, **self.rest_settings, **self.crowd_settings}
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
@@ -78,6 +84,7 @@ class CocoInstances(CocoStyle, InstanceReader):
             "background" leaves them out. For panoptic and semantic tasks a map is painted from the masks: "void", or a
             class of the vocabulary, stands for other classes and for pixels without an object, and must be given.
         overlaps: of painted masks: "smaller_on_top", or "later_on_top", in the order of the file.
+        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
     """
 
     title = "COCO-style instances"
@@ -95,10 +102,12 @@ class CocoInstances(CocoStyle, InstanceReader):
         orientation: Orientation | None = None,
         rest: str | None = None,
         overlaps: Overlaps = "smaller_on_top",
+        crowds: Crowds = "ignore",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.orientation, self.rest, self.overlaps = orientation, rest, overlaps
         self.gives = gives_of(self.title, self.tasks)
+        self.crowds = crowds
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
         self._images = Path()
 

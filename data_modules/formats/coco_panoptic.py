@@ -10,7 +10,7 @@ from data_modules import vocabularies
 from data_modules.formats.coco_style import CocoStyle
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.panoptic_reader import PanopticReader
-from data_modules.formats.reader import Orientation, TaskName
+from data_modules.formats.reader import Crowds, Orientation, TaskName
 from data_modules.layout import folder, locate, with_folders
 from dataseg.io.images import EncodedImage
 from dataseg.structures import VOID, SegmentMap, Target, Task
@@ -34,6 +34,7 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
         rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
             refused.
+        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
     """
 
     title = "COCO panoptic"
@@ -54,9 +55,11 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
         rest: str | None = None,
+        crowds: Crowds = "ignore",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.orientation, self.rest = orientation, rest
+        self.crowds = crowds
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
         self.hold_out = hold_out
 

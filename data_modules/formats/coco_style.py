@@ -59,6 +59,11 @@ class CocoStyle(IndexedReader):
                 f"{self._annotations}: states {missing[0]!r}; none of its {len(missing)} images is in {self._images}, "
                 f"which holds {holds}: set images to their folder, or mend file_name"
             )
+        if missing:
+            on_problem(
+                f"{self._annotations}: {len(missing)} of {len(found)} images are not in {self._images}, e.g."
+                f" {missing[0]!r}: put them there, or take their records out"
+            )
         self.counts |= {"names_found_in_another_form": files.others, "images_missing": len(missing)}
         return {name: file for name, file in found.items() if file not in (None, name)}  # type: ignore[misc]
 

@@ -71,7 +71,7 @@ class CvatImages(LabellingTool):
         def numbers(*names: str) -> tuple[float, ...]:
             return tuple(float(item.attrib[name]) for name in names)
 
-        with self.record(f"{where}: {which}"):
+        with self.record(f"{where}: {which}", dict(item.attrib)):
             label, group = item.get("label", ""), int(item.get("group_id") or 0) or None
             if item.tag == "box":
                 left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")

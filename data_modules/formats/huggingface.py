@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.annotation_index.coco_json import RECORD, clean_boxes
-from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.problems import MISTAKES, OnProblem, raise_problem, reason_of
 from data_modules.formats.label_maps import UnknownLabelError, label_table, rows_of_labels
-from data_modules.formats.reader import Reader, TaskName
+from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import MissingDataError, candidates
 from dataseg.io.coco import crowd_of
 from dataseg.io.id_map import rows_of_colors
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 Kind = Literal["label_map", "panoptic", "boxes"]
 _GIVES: dict[str, Literal["map", "boxes"]] = {"label_map": "map", "panoptic": "map", "boxes": "boxes"}
 _TASKS = {"label_map": Task.SEMANTIC, "panoptic": Task.PANOPTIC, "boxes": Task.INSTANCE}
-_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
 
 class HubDataset(Reader):
@@ -52,6 +51,7 @@ class HubDataset(Reader):
         revision: version of the dataset on the hub.
         tasks: evaluated tasks; training uses the first. Default: semantic, panoptic or instance, by ``kind``.
         names: which names the text encoder sees.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
     """
 
     title = "Hugging Face dataset"
@@ -76,7 +76,9 @@ class HubDataset(Reader):
         revision: str | None = None,
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
+        orientation: Orientation | None = None,
     ) -> None:
+        self.orientation = orientation
         self.gives = _GIVES[kind]
         self.default_tasks = (_TASKS[kind],)  # type: ignore[misc]  # by kind here, by class elsewhere
         super().__init__(vocabulary, tasks, names)
@@ -149,15 +151,15 @@ class HubDataset(Reader):
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self._data[index]
         where = f"{self.title} {self.name!r}, {self.split} row {index}"
-        image = encoded_image(_bytes(row[self.image], where), f"{where}, {self.image}")
+        image = encoded_image(_bytes(row[self.image], where), f"{where}, {self.image}", upright=self.upright)
         try:
             return image, self._target(row, image.size, f"{where}, {self.annotations}")
         except UnknownLabelError as error:
             raise UserError(f"{where}: value {error.value} is no class of {self.vocabulary.name!r}") from error
-        except _MISTAKES as error:
+        except MISTAKES as error:
             if isinstance(error, UserError) and where in str(error):
                 raise
-            raise UserError(f"{where}: {error!r}") from error
+            raise UserError(f"{where}: {reason_of(error, row[self.annotations])}") from error
 
     def _target(self, row: dict[str, Any], size: tuple[int, int], where: str) -> Target:
         value = row[self.annotations]
@@ -173,10 +175,15 @@ class HubDataset(Reader):
         stated = all(s.get("area") is not None for s in segments)
         return SegmentMap(
             ids=torch.from_numpy(ids),
-            labels=torch.tensor([self._label_of[s["category_id"]] for s in segments], dtype=torch.int64),
+            labels=torch.tensor([self._label(s["category_id"]) for s in segments], dtype=torch.int64),
             is_crowd=torch.tensor([crowd_of(s) for s in segments], dtype=torch.bool),
             areas=torch.tensor([int(s["area"]) for s in segments], dtype=torch.int64) if stated else None,
         )
+
+    def _label(self, category: Any) -> int:
+        if category not in self._label_of:
+            raise UserError(f"its category {category!r} is not in the vocabulary")
+        return self._label_of[category]
 
     def _boxes(self, value: Any, size: tuple[int, int]) -> Boxes:
         records = _records(value)
@@ -187,7 +194,7 @@ class HubDataset(Reader):
         if self.box_format == "xywh":
             corners[:, 2:] += corners[:, :2]
         table["xyxy"] = corners
-        table["label"] = [self._label_of[r[self.category]] for r in records]
+        table["label"] = [self._label(r[self.category]) for r in records]
         table["is_crowd"] = [crowd_of(r) for r in records]
         kept, _ = clean_boxes(table, np.array([size], dtype=np.int32))
         xyxy = torch.from_numpy(kept["xyxy"].copy())  # a single row counts as contiguous as it lies in its record

@@ -174,6 +174,14 @@ class LabelMaps(LabelMapReader):
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
         self._read(stems, label_table(values, self.ignore, self.rest_label), self._images, on_problem)
 
+    @property
+    def where(self) -> str:
+        return str(self._labels)
+
+    @property
+    def void_hint(self) -> str:
+        return f" (value {self.ignore}; black and white masks of 0 and 255 are classes by id: 255, with another ignore)"
+
     def image_path(self, stem: str) -> Path:
         return self._images / self._image_of[stem]
 

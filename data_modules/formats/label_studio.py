@@ -12,6 +12,7 @@ from dataseg.io.images import stated_size
 from dataseg.io.json_files import read_json
 from dataseg.structures import UserError
 
+_SLACK = 5.0  # percent of the image that shapes may reach out of it
 _KINDS = ("rectangle", "polygon", "ellipse", "brush")
 
 
@@ -58,7 +59,7 @@ class LabelStudio(LabellingTool):
         shapes = []
         for number, region in enumerate(regions, 1):
             which = f"region {region.get('id', number)}"
-            with self.record(f"{where}: {which}"):
+            with self.record(f"{where}: {which}", region):
                 kind = str(region.get("type", "")).removesuffix("labels")
                 if kind not in _KINDS or size is None:
                     self.unused(f"{kind or 'label'}_not_used", region.get("type") != "labels")
@@ -70,6 +71,7 @@ class LabelStudio(LabellingTool):
                 if not label:
                     self.unused("regions_without_a_class")
                     continue
+                self.unused("turned_boxes", kind == "rectangle" and bool(value.get("rotation")))
                 shapes.append(_shape(str(label[0]), kind, value, size, which))
         names = [str(v) for v in task["data"].values() if isinstance(v, str)]
         return LabelledImage([*filter(None, [task.get("file_upload")]), *names], size, shapes, where)
@@ -80,6 +82,7 @@ def _shape(label: str, kind: str, value: dict[str, Any], size: tuple[int, int], 
 
     def pixels(*keys: str) -> list[float]:
         """Percent of the width, of the height, and so on in turn."""
+        _check_percent([float(value[key]) for key in keys])
         return [float(value[key]) / 100 * (rows if k % 2 else columns) for k, key in enumerate(keys)]
 
     degrees = float(value.get("rotation") or 0)
@@ -88,11 +91,17 @@ def _shape(label: str, kind: str, value: dict[str, Any], size: tuple[int, int], 
     if kind == "ellipse":
         return Shape(label, which, polygon=ellipse(pixels("x", "y", "radiusX", "radiusY"), degrees))
     if kind == "polygon":
+        _check_percent(np.array(value["points"], dtype=np.float64).ravel().tolist())
         points = np.array(value["points"], dtype=np.float64).reshape(-1, 2) / 100 * [columns, rows]
         return Shape(label, which, polygon=points.tolist())
     if value.get("format") != "rle":
         raise UserError(f"its brush has the format {value.get('format')!r}, wanted 'rle'")
     return Shape(label, which, mask=brush_mask(value["rle"], size))
+
+
+def _check_percent(numbers: list[float]) -> None:
+    if any(not -_SLACK <= number <= 100 + _SLACK for number in numbers):
+        raise UserError(f"{max(numbers, key=abs):g} is no percent of the image, 0 to 100: pixels are not read")
 
 
 def brush_mask(packed: list[int], size: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from data_modules import vocabularies
 from data_modules.annotation_index.coco_json import RECORD, RECORD_WITH_AREA, clean_boxes
-from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.problems import MISTAKES, OnProblem, raise_problem, reason_of
 from data_modules.annotation_index.table import Index, image_batch
 from data_modules.formats.coco_boxes import boxes_of
 from data_modules.formats.coco_instances import masks_of
@@ -138,13 +138,16 @@ class LabellingTool(IndexedReader):
         return True
 
     @contextmanager
-    def record(self, where: str) -> Iterator[None]:
-        """Read one record: what goes wrong in it is told with file, record and remedy, and the record is left out."""
+    def record(self, where: str, found: Any = None) -> Iterator[None]:
+        """Read one record: what goes wrong in it is told with file, record and remedy, and the record is left out.
+
+        Args:
+            found: the record, for the message.
+        """
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            self._on_problem(f"{where}: {what}. {self.remedy}")
+        except MISTAKES as error:
+            self._on_problem(f"{where}: {reason_of(error, found)}. {self.remedy}")
 
     def unused(self, what: str, count: int = 1) -> None:
         """Count statements that cannot be used."""

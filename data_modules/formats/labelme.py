@@ -63,7 +63,7 @@ class Labelme(LabellingTool):
 
     def _shape(self, item: dict[str, Any], number: int, size: tuple[int, int] | None, file: str) -> Iterator[Shape]:
         which = f"shape {number} ({item.get('label')!r})"
-        with self.record(f"{file}: {which}"):
+        with self.record(f"{file}: {which}", item):
             label, kind, group = str(item["label"]), item.get("shape_type") or "polygon", item.get("group_id")
             points = np.asarray(item["points"], dtype=np.float64).reshape(-1, 2)
             if kind == "polygon":

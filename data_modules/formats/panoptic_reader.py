@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from data_modules import vocabularies
 from data_modules.annotation_index.build import Counts, build_index
-from data_modules.annotation_index.problems import OnProblem, raise_problem
+from data_modules.annotation_index.problems import MISTAKES, OnProblem, raise_problem, reason_of
 from data_modules.annotation_index.records import Advance, stream_records
 from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
-from dataseg.io.coco import crowd_of
+from dataseg.io.coco import crowd_of, id_of
 from dataseg.io.id_map import Runs, rows_of_colors
-from dataseg.io.images import EncodedImage, open_image, read_rgb_ids, stated_size
+from dataseg.io.images import EncodedImage, open_image, read_rgb_ids, size_of_record
 from dataseg.io.paths import inside
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -61,8 +61,8 @@ class PanopticReader(IndexedReader):
 
     def read(self, on_problem: OnProblem = raise_problem) -> None:
         label_of = self.with_rest(self.label_of())
-        batches = partial(panoptic_batches, self._annotations, label_of)
-        settings = {"kind": "panoptic", "label_of": label_of, **self.rest_settings}
+        batches = partial(panoptic_batches, self._annotations, label_of, train_crowds=self.train_crowds)
+        settings = {"kind": "panoptic", "label_of": label_of, **self.rest_settings, **self.crowd_settings}
         self._index, self.counts = build_index(self._annotations, settings, batches, on_problem)
 
     def image_path(self, file_name: str) -> Path:
@@ -149,17 +149,22 @@ def joined(target: SegmentMap, is_thing: list[bool], rest: int | None) -> Segmen
 
 Segment = tuple[int, int, int, bool]
 """Id, label, area, crowd or not."""
-_MISTAKES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def panoptic_batches(
-    path: Path, label_of: Mapping[int, int], counts: Counts, advance: Advance, on_problem: OnProblem
+    path: Path,
+    label_of: Mapping[int, int],
+    counts: Counts,
+    advance: Advance,
+    on_problem: OnProblem,
+    train_crowds: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Read a panoptic JSON into the parts of an index, in the order of its annotations.
 
     Args:
         label_of: ``category_id`` -> label.
         counts: nothing is ever dropped here.
+        train_crowds: crowds are segments like the others.
 
     Raises:
         UserError: a malformed record; names file and record (unless ``on_problem`` says otherwise).
@@ -170,12 +175,12 @@ def panoptic_batches(
     for first, batch in stream_records(path, "annotations", advance=advance):
         for position, annotation in enumerate(batch, first):
             try:
-                number, name, size = images[annotation["image_id"]]
+                number, name, size = _image(images, annotation["image_id"])
                 row = ImageRow(number, name, size, str(annotation["file_name"]))
                 row.labels_name.encode()
-                entries.append((row, list(_segments(annotation["segments_info"], label_of))))
-            except _MISTAKES as error:
-                on_problem(f"{path}: annotation {position}: {_reason(error)}")
+                entries.append((row, list(_segments(annotation["segments_info"], label_of, train_crowds))))
+            except MISTAKES as error:
+                on_problem(f"{path}: annotation {position}: {reason_of(error, annotation)}")
         if len(entries) >= BLOCK:
             found = True
             yield _batch(entries)
@@ -186,19 +191,30 @@ def panoptic_batches(
         yield _batch(entries)
 
 
-def _images(path: Path, on_problem: OnProblem) -> dict[Any, tuple[str, str, tuple[int, int]]]:
+_ImageOf = tuple[str, str, tuple[int, int]]
+"""Id as text, file name, size."""
+
+
+def _image(images: Mapping[Any, _ImageOf], number: Any) -> _ImageOf:
+    try:
+        return images[id_of(number)]
+    except KeyError:
+        raise UserError(f"its image_id {number!r} is the id of no image in the file") from None
+
+
+def _images(path: Path, on_problem: OnProblem) -> dict[Any, _ImageOf]:
     """Id as text, file name and size of each image, by the file's own id."""
-    images: dict[Any, tuple[str, str, tuple[int, int]]] = {}
+    images: dict[Any, _ImageOf] = {}
     for first, batch in stream_records(path, "images"):
         for position, image in enumerate(batch, first):
             try:
-                entry = str(image["id"]), str(image["file_name"]), stated_size(image["height"], image["width"])
+                entry = str(image["id"]), str(image["file_name"]), size_of_record(image)
                 "".join(entry[:2]).encode()
-                if image["id"] in images:
-                    raise UserError(f"two images have the same id {image['id']!r}")
-                images[image["id"]] = entry
-            except _MISTAKES as error:
-                on_problem(f"{path}: list of images: image {position}: {_reason(error)}")
+                if (number := id_of(image["id"])) in images:
+                    raise UserError(f"two images have the same id {number!r}")
+                images[number] = entry
+            except MISTAKES as error:
+                on_problem(f"{path}: list of images: image {position}: {reason_of(error, image)}")
     return images
 
 
@@ -215,14 +231,14 @@ def _batch(entries: list[tuple[ImageRow, list[Segment]]]) -> pa.RecordBatch:
     )
 
 
-def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Iterator[Segment]:
+def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int], train_crowds: bool) -> Iterator[Segment]:
     seen: set[int] = set()
     for record in records:
         number = int(record["id"])
         if not 0 < number < _COLORS or number in seen:
             raise UserError(f"segment id {number} is {'listed twice' if number in seen else 'no colour code'}")
         seen.add(number)
-        category = record["category_id"]
+        category = id_of(record["category_id"])
         try:
             label = label_of[category]
         except KeyError:
@@ -230,8 +246,4 @@ def _segments(records: list[dict[str, Any]], label_of: Mapping[int, int]) -> Ite
         area = int(record.get("area", NOT_STATED))
         if not (0 <= area < 2**53 or "area" not in record):
             raise UserError(f"segment {number} has area {area}")
-        yield number, label, area, crowd_of(record)
-
-
-def _reason(error: Exception) -> str:
-    return f"field or image {error} is missing" if isinstance(error, KeyError) else str(error)
+        yield number, label, area, not train_crowds and crowd_of(record)

@@ -9,7 +9,8 @@ from xml.etree.ElementTree import Element
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
 from dataseg.io.images import stated_size
-from dataseg.io.paths import read_bytes, walk
+from dataseg.io.paths import walk
+from dataseg.io.text_files import read_text
 from dataseg.io.xml_files import read_xml
 from dataseg.structures import UserError
 
@@ -46,7 +47,7 @@ class PascalVocBoxes(LabellingTool):
         wanted = None
         if self.image_set is not None:
             base = self._annotations.parents[len(PurePosixPath(self.annotations).parts) - 1]
-            lines = read_bytes(base / self.image_set).decode("utf-8-sig").splitlines()
+            lines = read_text(base / self.image_set).splitlines()
             wanted = {line.split()[0] for line in lines if line.split()}
         for name in walk(self._annotations):
             if not name.lower().endswith(".xml") or (wanted is not None and PurePosixPath(name).stem not in wanted):
@@ -65,7 +66,7 @@ class PascalVocBoxes(LabellingTool):
 
     def _shape(self, item: Element, number: int, file: str) -> Iterator[Shape]:
         name = (item.findtext("name") or "").strip()
-        with self.record(f"{file}: object {number} ({name})"):
+        with self.record(f"{file}: object {number} ({name})", {e.tag: e.text for e in item.iter()}):
             box = item.find("bndbox")
             if not name or box is None:
                 raise UserError("an object has a <name> and a <bndbox>")

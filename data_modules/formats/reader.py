@@ -19,6 +19,7 @@ from dataseg.structures import VOID, Target, Task, UserError, Vocabulary
 TaskName = Literal["semantic", "panoptic", "instance"]
 """A `Task` as it is written in a configuration file."""
 Orientation = Literal["upright", "stored"]
+Crowds = Literal["ignore", "train"]
 Overlaps = Literal["smaller_on_top", "later_on_top"]
 
 
@@ -116,6 +117,16 @@ class Reader(ABC):
         return {} if self.rest is None else {"rest": self.gives}
 
     @property
+    def where(self) -> str:
+        """What to call it in messages: its annotation file, or its title."""
+        return self.title
+
+    @property
+    def void_hint(self) -> str:
+        """What to say after the share of pixels that are void."""
+        return ""
+
+    @property
     def upright(self) -> bool:
         """Whether images are turned by their EXIF orientation."""
         chosen = self.orientation or ("stored" if vocabularies.is_shipped(self.vocabulary) else "upright")
@@ -202,7 +213,13 @@ class _WithRest(dict[K, int]):
 
 
 class IndexedReader(Reader):
-    """A reader whose images and segments stand in an annotation file."""
+    """A reader whose images and segments stand in an annotation file.
+
+    Attributes:
+        crowds: "ignore" annotations that are marked as crowds, or "train" on them as on others.
+    """
+
+    crowds: Crowds = "ignore"
 
     def __init__(
         self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
@@ -210,6 +227,19 @@ class IndexedReader(Reader):
         super().__init__(vocabulary, tasks, names)
         self._annotations = Path()  # until `locate` finds it
         self._index: Index | None = None
+
+    @property
+    def where(self) -> str:
+        return self.title if self._annotations == Path() else str(self._annotations)
+
+    @property
+    def train_crowds(self) -> bool:
+        return self.crowds == "train"
+
+    @property
+    def crowd_settings(self) -> dict[str, str]:
+        """What a stored index's key says of crowds."""
+        return {"crowds": self.crowds} if self.train_crowds else {}
 
     @property
     def index(self) -> Index:

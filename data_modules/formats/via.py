@@ -10,7 +10,7 @@ from typing import Any
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape, ellipse
 from dataseg.io.json_files import read_json
-from dataseg.io.paths import read_bytes
+from dataseg.io.text_files import read_text
 from dataseg.structures import UserError
 
 _DEGREES = 57.29577951308232  # of a radian
@@ -67,7 +67,7 @@ class Via(LabellingTool):
 
     def _csv(self) -> dict[str, dict[str, Any]]:
         records: dict[str, dict[str, Any]] = {}
-        rows = csv.DictReader(io.StringIO(read_bytes(self._annotations).decode("utf-8-sig")))
+        rows = csv.DictReader(io.StringIO(read_text(self._annotations)))
         for number, row in enumerate(rows, 2):
             with self.record(f"{self._annotations}: line {number}"):
                 name = row.get("filename") or row["#filename"]
@@ -97,7 +97,7 @@ class Via(LabellingTool):
 
     def _shape(self, region: dict[str, Any], attribute: str, number: int, where: str) -> Iterator[Shape]:
         which = f"region {number}"
-        with self.record(f"{where}: {which}"):
+        with self.record(f"{where}: {which}", region):
             stated = region["region_attributes"].get(attribute)
             label = stated if isinstance(stated, str) else ", ".join(k for k, v in (stated or {}).items() if v)
             if not label.strip():

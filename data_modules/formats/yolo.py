@@ -11,7 +11,8 @@ import yaml
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
 from data_modules.layout import MissingDataError, locate
 from dataseg.io.images import open_image
-from dataseg.io.paths import IMAGE_SUFFIXES, exists, read_bytes, walk
+from dataseg.io.paths import IMAGE_SUFFIXES, exists, walk
+from dataseg.io.text_files import read_text
 from dataseg.structures import UserError
 
 NAMES_SUFFIXES = (".txt", ".names")
@@ -55,7 +56,7 @@ class Yolo(LabellingTool):
         self._images = self._annotations.parent
         if self._annotations.suffix in NAMES_SUFFIXES:
             self._images = self._images.parent if self._images.name == "labels" else self._images
-            names = [line.strip() for line in read_bytes(self._annotations).decode("utf-8-sig").splitlines()]
+            names = [line.strip() for line in read_text(self._annotations).splitlines()]
             self._about, self._folders = {"names": [name for name in names if name]}, [self._images]
             return
         self._about = read_data_yaml(self._annotations)
@@ -109,7 +110,7 @@ class Yolo(LabellingTool):
         found = []
         for place in self._folders:
             if place.suffix == ".txt":
-                lines = read_bytes(place).decode("utf-8-sig").splitlines()
+                lines = read_text(place).splitlines()
                 found += [self._images / line.strip().removeprefix("./") for line in lines if line.strip()]
             else:
                 found += [place / name for name in walk(place) if name.lower().endswith(IMAGE_SUFFIXES)]
@@ -118,10 +119,10 @@ class Yolo(LabellingTool):
         return found
 
     def _shapes(self, file: Path, size: tuple[int, int], by_number: dict[int, Any]) -> Iterator[Shape]:
-        for number, line in enumerate(read_bytes(file).decode("utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
             if not line.strip():
                 continue
-            with self.record(f"{file}, line {number}"):
+            with self.record(f"{file}, line {number}", line.strip()):
                 first, *shares = map(float, line.split())
                 if first not in by_number:
                     known = f"0 to {max(by_number)}"
@@ -158,7 +159,7 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable, or no mapping.
     """
     try:
-        content = yaml.safe_load(read_bytes(path))
+        content = yaml.safe_load(read_text(path))
     except (OSError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML file ({error})") from error
     if not isinstance(content, dict):

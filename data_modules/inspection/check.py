@@ -35,6 +35,7 @@ from data_modules.inspection.journal import Journal, identity_of, state_of
 from data_modules.inspection.problems import Finding, Problem, SelfScore, examine
 from data_modules.layout import MissingDataError
 from data_modules.mini import ensure
+from data_modules.survey import evenly_spaced, survey
 from dataseg.io.images import ImageArray
 from dataseg.structures import Boxes, UserError
 from dataseg.visualization.grid import CELL, grid, write
@@ -87,7 +88,7 @@ def check_data_set(reader: Reader, root: Path, name: str, out: Path, limit: int,
         return report
     stem = name.replace(" ", "_")
     try:
-        _read(reader, report.problems)
+        _read(reader, report.problems, limit)
     except UserError as error:
         report.problems.append(Problem("error", "annotation file", str(error)))
         return report
@@ -125,23 +126,18 @@ def drawn(reader: Reader, index: int) -> ImageArray | None:
     return draw(resize_picture(image, (rows, columns)), target, reader.vocabulary)
 
 
-def evenly_spaced(count: int, limit: int) -> list[int]:
-    """``limit`` of ``count`` indices (0 = all)."""
-    if not limit or limit >= count:
-        return list(range(count))
-    return np.linspace(0, count - 1, limit).round().astype(int).tolist()  # type: ignore[no-any-return]
+def _read(reader: Reader, problems: list[Problem], limit: int) -> None:
+    """Read the index and look it over; what is wrong is added to ``problems``."""
+
+    def hear(message: str, benign: bool = False, kinds: tuple[str, str] = _OF_RECORDS) -> None:
+        problems.append(Problem("warning" if benign else "error", kinds[not benign], message))
+
+    reader.read(hear)
+    survey(reader, partial(hear, kinds=_OF_DATASET), limit)
 
 
-def _read(reader: Reader, problems: list[Problem]) -> None:
-    """Read the index; what is wrong with single records is added to ``problems`` and does not stop it."""
-
-    def on_problem(message: str, benign: bool = False) -> None:
-        kind = "records that stop no training" if benign else "malformed records"
-        problems.append(Problem("warning" if benign else "error", kind, message))
-
-    reader.read(on_problem)
-
-
+_OF_RECORDS = "records that stop no training", "malformed records"
+_OF_DATASET = "lost or suspicious", "nothing to learn from"
 _reader: Reader  # of this worker process
 
 

@@ -26,9 +26,9 @@ from data_modules import formats
 from data_modules.formats.labelling_tool import LabellingTool
 from data_modules.formats.reader import IndexedReader, Reader
 from data_modules.formats.yolo import read_data_yaml
-from data_modules.inspection.check import evenly_spaced
 from data_modules.inspection.statistics import describe
 from data_modules.layout import MissingDataError
+from data_modules.survey import evenly_spaced
 from data_modules.vocabularies import OwnClass
 from dataseg.io.atomic import write_text
 from dataseg.io.images import read_labels

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from data_modules.formats.reader import Reader
+from data_modules.survey import agrees
 from data_modules.vocabularies import is_shipped
 from dataseg.metrics.by_task import BY_TASK, metric_for, primary_score
 from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, UserError
@@ -18,8 +19,6 @@ from dataseg.structures import VOID, InstanceMasks, SegmentMap, Target, Task, Us
 Severity = Literal["error", "warning"]
 MAX_OF_ONE_CLASS = 100
 """Predictions of one class in one image that mask AP looks at."""
-MAX_BOX_ERROR = 3.0
-"""Pixels that a stated box may differ from its mask's: tools round, and draw outlines through or around pixels."""
 
 
 class Problem(NamedTuple):
@@ -53,12 +52,17 @@ class Finding(NamedTuple):
 def examine(reader: Reader, index: int) -> Finding:
     """Load one image with its target and look for all that can be wrong."""
     try:
-        image, target = reader.load(index)
+        encoded, target = reader.open(index)
+        image = encoded.decode()
     except UserError as error:
         return Finding(index, "", [Problem("error", "unreadable or inconsistent", str(error))])
     name = f"{reader.title}: image {reader.image_id(index)}"
     content = hashlib.blake2b(image.tobytes(), digest_size=8, person=str(image.shape).encode()[:16])
-    return Finding(index, content.hexdigest(), list(_problems(target, reader, name)))
+    found = list(_problems(target, reader, name))
+    if encoded.is_deep:
+        message = f"{name}: its own lowest to highest value become 0 to 255, where it has 16 bits"
+        found.append(Problem("warning", "more than 8 bits", message))
+    return Finding(index, content.hexdigest(), found)
 
 
 def _problems(target: Target, reader: Reader, name: str) -> Iterable[Problem]:
@@ -79,10 +83,9 @@ def _box_problems(target: InstanceMasks, reader: Reader, name: str) -> Iterable[
     for k, rle in enumerate(target.rles):
         if rle is None or target.boxes is None:
             continue
-        left, top, width, height = coco_mask.toBbox(rle).tolist()
-        around = torch.tensor([left, top, left + width, top + height])
-        if float((target.boxes[k] - around).abs().max()) > MAX_BOX_ERROR:
-            stated, found = target.boxes[k].round().tolist(), around.tolist()
+        if not agrees(rle, target.boxes[k].numpy()):
+            left, top, width, height = coco_mask.toBbox(rle).tolist()
+            stated, found = target.boxes[k].round().tolist(), [left, top, left + width, top + height]
             message = (
                 f"{name}: object {k} ({reader.vocabulary.names[target.labels[k]]}) states {stated}, its mask {found}"
             )

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from data_modules.formats.reader import Reader, SegmentSizes
-from data_modules.inspection.check import drawn, evenly_spaced
+from data_modules.inspection.check import drawn
+from data_modules.survey import evenly_spaced
 from dataseg.structures import VOID, Boxes, SegmentMap, Target, Vocabulary
 
 SIZE_STEPS = tuple(2.0**k for k in range(2, 12))

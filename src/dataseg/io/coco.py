@@ -13,6 +13,13 @@ from dataseg.io.rle import RLE
 from dataseg.structures import UserError
 
 
+def id_of(value: Any) -> Any:
+    """An id as the file states it; the text of a whole number, as some tools write it, is that number."""
+    if isinstance(value, str) and value.isdecimal() and str(int(value)) == value:
+        return int(value)
+    return value
+
+
 def crowd_of(record: Mapping[str, Any]) -> bool:
     """``iscrowd``, which some tools write as text; absent or null = no crowd.
 
@@ -67,7 +74,7 @@ def area_of(record: Mapping[str, Any], rle: RLE | None, box_area: float) -> floa
     except (TypeError, ValueError, OverflowError):
         area = np.nan
     if not np.isfinite(area):
-        raise UserError(f"its area is not finite: area {stated!r:.60}")
+        raise UserError(f"its area is not finite: area {stated!r:.60}: leave it out to have the mask's")
     return area
 
 

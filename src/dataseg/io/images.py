@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dataseg.io.atomic import replacing
 from dataseg.io.paths import read_bytes
@@ -74,6 +74,23 @@ def stated_size(height: Any, width: Any) -> tuple[int, int]:
     return rows, columns
 
 
+def size_of_record(image: dict[str, Any]) -> tuple[int, int]:
+    """(H, W) of an image record of a COCO-style file.
+
+    Raises:
+        UserError: not stated, not positive, or beyond `MAX_PIXELS`.
+    """
+    try:
+        return stated_size(image["height"], image["width"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError):
+        stated = [repr(image[key]) if key in image else "none" for key in ("height", "width")]
+        raise UserError(
+            f"image {image.get('file_name')!r} states height {stated[0]} and width {stated[1]}: write its own, pixels"
+        ) from None
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """An image file in memory, checked but not decoded: its size is known before it is chosen how to decode it.
@@ -96,15 +113,22 @@ class EncodedImage:
         rows, columns = self.header.size
         return (columns, rows) if self.orientation >= _SIDEWAYS else (rows, columns)
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether its pixels have more than 8 bits. A TIFF is decoded to know."""
+        if self.header.kind == "TIFF":
+            return _decode(self.content, self.name, cv2.IMREAD_UNCHANGED).dtype != np.uint8
+        return self.header.kind == "PNG" and self.content[24] == 16
+
     def decode(self, reduced: tuple[int, int] | None = None) -> ImageArray:
-        """Uint8 ``[H, W, 3]``, RGB.
+        """Uint8 ``[H, W, 3]``, RGB. Of 16 bits, the file's own lowest to highest value become 0 to 255.
 
         Args:
             reduced: (H', W'), pixels: a JPEG more than twice as large is decoded at 1/2, 1/4 or 1/8 and comes in this
                 size, by the area average. All else comes in full.
 
         Raises:
-            UserError: it cannot be decoded; names file and dataset.
+            UserError: it cannot be decoded, or has other than 1, 3 or 4 bands of 8 or 16 bits; names file and dataset.
         """
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         if reduced is None or self.header.kind != "JPEG":
@@ -117,6 +141,8 @@ class EncodedImage:
         image: NDArray[Any]
         if self.header.png_mode == "rgb":  # twice as fast as OpenCV
             image = _decode_png(self.content, self.name, self.header)
+        elif self.is_deep:
+            image = _eight_bits(_decode(self.content, self.name, cv2.IMREAD_UNCHANGED), self.name)
         else:
             image = _decode(self.content, self.name, flags | _REDUCED.get(divisor, 0))
         if divisor > 1:
@@ -125,6 +151,21 @@ class EncodedImage:
             fy, fx = (divisor * want / have for have, want in zip(self.header.size, out, strict=True))
             image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)[: out[0], : out[1]]
         return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(image))
+
+
+def _eight_bits(values: NDArray[Any], what: str) -> ImageArray:
+    """What `cv2.imdecode` gives unchanged, as uint8 RGB ``[H, W, 3]``."""
+    bands = 1 if values.ndim == 2 else values.shape[2]
+    if values.dtype not in (np.uint8, np.uint16) or bands not in (1, 3, 4):
+        raise UserError(
+            f"{what} has {bands} bands of {values.dtype} {values.min():g}..{values.max():g}; wanted are 1, 3 or 4"
+            " bands of 8 or 16 bits: write it so, with the bands and the range that are to be seen"
+        )
+    if values.dtype == np.uint16:
+        low, high = int(values.min()), int(values.max())
+        values = np.rint((values.astype(np.float32) - low) * (255 / max(high - low, 1))).astype(np.uint8)
+    code = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[bands]
+    return np.asarray(cv2.cvtColor(values, code), dtype=np.uint8)
 
 
 def open_image(
@@ -167,18 +208,20 @@ def _orientation(content: bytes, what: str) -> int:
 
 
 def _orientation_hint(image: EncodedImage, stated: tuple[int, ...]) -> str:
-    """Where EXIF's orientation explains a size that disagrees: what to set."""
-    code = _orientation(image.content, image.name)
-    if code < _SIDEWAYS or stated != image.size[::-1]:
+    """Of sides that are exchanged: why, and what to do."""
+    if stated != image.size[::-1]:
         return ""
+    code = _orientation(image.content, image.name)
+    if code < _SIDEWAYS:
+        return ": its height and width are exchanged there"
     other = "stored" if image.orientation > 1 else "upright"
     return f": its EXIF orientation ({code}) explains that: set orientation: {other}"
 
 
 def read_labels(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
-    """A label file (PNG or TIFF), unsigned ``[H, W]``: one channel of whole numbers below 65,536, or equal channels.
+    """A label file (PNG or TIFF), unsigned ``[H, W]``: one channel of whole numbers below 65,536.
 
-    Transparency is left out.
+    Equal channels count as one, and a red one whose neighbours are 0. Transparency is left out.
 
     Raises:
         UserError: as `open_image`; or classes stored as colours, fractions, negative numbers, or a JPEG.
@@ -192,12 +235,14 @@ def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> ND
         raise UserError(f"{what} is not a label map: a JPEG changes values; write PNG files from the original labels")
     labels = _decode_map(content, what, size)
     if labels.ndim == 3:
-        if (labels != labels[..., :1]).any():
+        if (labels != labels[..., :1]).any() and labels[..., 1:].any():
             raise UserError(
                 f"{what} is not a label map: it has channels that differ, so classes are stored as colours; write one"
                 " number a pixel, the class's id"
             )
         labels = labels[..., 0]
+    if labels.dtype.kind == "f" and (labels % 1 == 0).all():
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or (labels.size and not 0 <= labels.min() <= labels.max() < MAX_LABELS):
         raise UserError(
             f"{what} is not a label map: it holds {labels.dtype} values {labels.min()}..{labels.max()}, wanted are"
@@ -209,7 +254,7 @@ def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> ND
 def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
     """A mask file, bool ``[H, W]``: True above half of its largest value.
 
-    The brightest channel counts, of a palette's colours too. Transparency is left out.
+    Transparency that is not the same everywhere is the mask; else the brightest channel, of a palette's colours too.
 
     Raises:
         UserError: as `open_image`.
@@ -220,8 +265,12 @@ def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray
 
 def mask_values(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[Any]:
     """What `read_mask` cuts, ``[H, W]``, of the file's type."""
-    values = _decode_map(_content(path, dataset), _name(path, dataset), size, indices=False)
-    brightest: NDArray[Any] = values.max(axis=2) if values.ndim == 3 else values
+    values = _decode_channels(_content(path, dataset), _name(path, dataset), size, indices=False)
+    if values.ndim == 2:
+        return values
+    if values.shape[2] == 4 and values[..., 3].min() < values[..., 3].max():
+        return values[..., 3]
+    brightest: NDArray[Any] = values[..., :3].max(axis=2)
     return brightest
 
 
@@ -255,8 +304,14 @@ def _name(path: Path, dataset: str) -> str:
     return f"{dataset}: {path}" if dataset else str(path)
 
 
-def _decode_map(content: bytes, what: str, size: tuple[int, int] | None, indices: bool = True) -> NDArray[Any]:
-    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency.
+def _decode_map(content: bytes, what: str, size: tuple[int, int] | None) -> NDArray[Any]:
+    """``[H, W]``, or RGB ``[H, W, 3]`` without transparency."""
+    values = _decode_channels(content, what, size)
+    return values if values.ndim == 2 else np.ascontiguousarray(values[..., :3])
+
+
+def _decode_channels(content: bytes, what: str, size: tuple[int, int] | None, indices: bool = True) -> NDArray[Any]:
+    """``[H, W]``, or RGB or RGBA ``[H, W, 3 or 4]``.
 
     Args:
         indices: of a file with a palette, the indices, not the colours.
@@ -268,15 +323,15 @@ def _decode_map(content: bytes, what: str, size: tuple[int, int] | None, indices
         )
     if header.is_palette:  # OpenCV would always give the palette's colours
         found: NDArray[Any] = _with_pillow(
-            content, what, lambda i: np.asarray(i) if indices else np.asarray(i.convert("RGB"))
+            content, what, lambda i: np.asarray(i) if indices else np.asarray(i.convert("RGBA"))
         )
         return found
     if header.png_mode:  # three times as fast as OpenCV, whose zlib takes most of its time
         values = _decode_png(content, what, header)
-        return values[..., 0] if header.png_mode == "mono" else np.ascontiguousarray(values[..., :3])
+        return values[..., 0] if header.png_mode == "mono" else values
     values = _decode(content, what, cv2.IMREAD_UNCHANGED)
     if values.ndim == 3:
-        return np.ascontiguousarray(values[..., 2::-1])
+        return values[..., [2, 1, 0, 3][: values.shape[2]]]
     return values // header.grey_step if header.grey_step > 1 else values
 
 
@@ -348,8 +403,22 @@ def _with_pillow(content: bytes, what: str, use: Callable[[Image.Image], Any]) -
     try:
         with Image.open(io.BytesIO(content)) as image:
             return use(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{what} is not a readable image ({_kind_of(content)})") from error
     except (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{what} is not a readable image ({error})") from error
+
+
+def _kind_of(content: bytes) -> str:
+    """What a file is that Pillow does not know."""
+    starts = {
+        b"version https://git-lfs": "a pointer of Git LFS: run git lfs pull",
+        b"<": "a web page or XML",
+        b"II*\0": "a TIFF of many bands or of fractions: write 1, 3 or 4 bands of 8 or 16 bits",
+        b"MM\0*": "a TIFF of many bands or of fractions: write 1, 3 or 4 bands of 8 or 16 bits",
+    }
+    found = next((what for start, what in starts.items() if content.lstrip().startswith(start)), "of no known format")
+    return found if content else "an empty file"
 
 
 def _pillow_header(image: Image.Image) -> Header:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataseg.io.atomic import write_text
+from dataseg.io.text_files import read_text
 from dataseg.structures import UserError
 
 
@@ -17,7 +18,9 @@ def read_json(path: Path) -> Any:
         UserError: missing or malformed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
 

@@ -61,7 +61,8 @@ def rle_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
     polygons = [polygon for polygon in _polygons(segmentation) if _is_area(polygon, rows, columns)]
     if not polygons:
         raise UserError(f"segmentation {_short(segmentation)}: no polygon has three points; wanted: {_WANTED}")
-    if max(float(polygon.max()) for polygon in polygons) <= 1 < min(rows, columns):
+    ends = np.concatenate(polygons)
+    if 0 <= ends.min() and ends.max() <= 1 < min(rows, columns):
         raise UserError(
             f"segmentation {_short(segmentation)}: all coordinates lie between 0 and 1, as shares of the image do;"
             f" wanted: {_WANTED}: multiply x by the width {columns} and y by the height {rows}"

@@ -377,7 +377,7 @@ def test_all_mistakes_are_collected_when_asked(tmp_path):
     heard = []
     reader.read(lambda message, benign=False: heard.append(message))
     assert len(reader) == 2
-    assert "image 1: field 'height' is missing" in heard[0]
+    assert "images/v1/patch1/objects365_v1_00000001.jpg' states height none and width 56" in heard[0]
     assert any("annotation 9" in h and "77" in h for h in heard)
     with pytest.raises(UserError, match="image 1"):
         reader.read()

@@ -219,7 +219,7 @@ def test_where_every_record_is_wrong_all_are_named(run_check, root):
     assert status == 1
     messages = [p["message"] for p in problems if p["data_set"] == "train coco"]
     assert len(messages) == 7
-    assert "annotation 5: field or image 7 is missing" in messages[5]
+    assert "annotation 5: its image_id 7 is the id of no image in the file" in messages[5]
     assert "holds no usable annotation" in messages[6]
 
 

@@ -64,9 +64,11 @@ VALUES = np.random.default_rng(0).integers(0, 4, (7, 13), dtype=np.uint8)
         (Image.fromarray(np.stack([VALUES] * 3, -1)), "PNG"),
         (Image.fromarray(np.dstack([VALUES, VALUES, VALUES, np.full_like(VALUES, 255)])), "PNG"),
         (Image.fromarray(np.dstack([VALUES, np.full_like(VALUES, 255)])), "PNG"),
+        (Image.fromarray(np.dstack([VALUES, VALUES * 0, VALUES * 0])), "PNG"),
         (Image.fromarray(VALUES.astype(np.int32)), "TIFF"),
+        (Image.fromarray(VALUES.astype(np.float32)), "TIFF"),
     ],
-    ids=["RGB", "RGBA", "LA", "int32"],
+    ids=["RGB", "RGBA", "LA", "red", "int32", "float32"],
 )
 def test_label_maps_of_any_lossless_kind(image, kind):
     assert (decode_labels(encoded(image, kind), "x", (7, 13)) == VALUES).all()
@@ -75,9 +77,9 @@ def test_label_maps_of_any_lossless_kind(image, kind):
 @pytest.mark.parametrize(
     ("image", "kind", "words"),
     [
-        (Image.fromarray(np.dstack([VALUES, VALUES * 0, VALUES * 0])), "PNG", "classes are stored as colours"),
+        (Image.fromarray(np.dstack([VALUES, VALUES, VALUES * 0])), "PNG", "classes are stored as colours"),
         (Image.fromarray(VALUES), "JPEG", "a JPEG changes values"),
-        (Image.fromarray(VALUES.astype(np.float32)), "TIFF", "float32 values .*wanted are whole numbers"),
+        (Image.fromarray(VALUES / np.float32(2)), "TIFF", "float32 values .*wanted are whole numbers"),
         (Image.fromarray(VALUES.astype(np.int32) - 1), "TIFF", r"values -1\.\.2, wanted are whole numbers"),
     ],
 )
@@ -143,3 +145,38 @@ def test_png_images_are_decoded_as_pillow_does(options):
         found = encoded_image(content, "x").decode()
         assert found.flags.c_contiguous
         assert (found == (pixels[..., :3] if pixels.ndim == 3 else pixels[..., None])).all(), mode
+
+
+@pytest.mark.parametrize("color", [0, 255])
+def test_a_mask_in_the_transparency(tmp_path, color):
+    shape = np.zeros((8, 9), dtype=np.uint8)
+    shape[2:5, 3:7] = 255
+    colors = np.full((8, 9, 3), color, dtype=np.uint8)
+    Image.fromarray(np.dstack([colors, shape])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([colors[..., 0], shape])).save(tmp_path / "la.png")
+    for name in ("rgba.png", "la.png"):
+        assert (read_mask(tmp_path / name, "", None) == (shape > 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_photographs_of_16_bits_are_spread_over_their_own_range(kind):
+    values = np.linspace(100, 4000, 48).astype(np.uint16).reshape(6, 8)
+    image = encoded_image(encoded(Image.fromarray(values), kind), "x")
+    assert image.is_deep
+    wanted = np.rint((values - 100.0) / 3900 * 255)
+    assert np.abs(image.decode() - wanted[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file"),
+        (b"<html>404</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"II*\0" + bytes(40), "a TIFF of many bands or of fractions"),
+        (b"hello", "of no known format"),
+    ],
+)
+def test_what_is_no_image_is_named(content, words):
+    with pytest.raises(UserError, match=f"x is not a readable image .{words}"):
+        encoded_image(content, "x")

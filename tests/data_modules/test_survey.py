@@ -1,0 +1,141 @@
+"""What datasets of your own lost or lack is told when they are read."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from own_exports import write_coco
+from pycocotools import mask as coco_mask
+
+from data_modules.annotation_index.box_forms import other_form
+from data_modules.formats import CocoInstances, LabelMaps
+from data_modules.survey import survey
+from data_modules.vocabularies import OwnClass
+from dataseg.io.text_files import read_text
+from dataseg.structures import UserError
+
+FILES = {"root": "mine", "annotations": "annotations.json", "images": "images"}
+
+
+def told(reader, root) -> list[tuple[bool, str]]:
+    found = []
+    reader.setup(root)
+    survey(reader, lambda message, benign=False: found.append((benign, message)))
+    return found
+
+
+def all_crowds(content):
+    for record in content["annotations"]:
+        record["iscrowd"] = 1
+
+
+def one_crowd(content):
+    content["annotations"][0]["iscrowd"] = 1
+
+
+def doubled(content):
+    content["annotations"] += [record | {"id": 100 + record["id"]} for record in content["annotations"]]
+
+
+def one_class_alone(content):
+    content["annotations"] = [record for record in content["annotations"] if record["category_id"] == 1]
+
+
+def whole_image(content):
+    image = content["images"][0]
+    rows, columns = image["height"], image["width"]
+    box = [0, 0, columns, rows]
+    outline = [0, 0, columns, 0, columns, rows, 0, rows]
+    content["annotations"][0] |= {"image_id": image["id"], "bbox": box, "segmentation": [outline]}
+
+
+def along_rows(content):
+    size = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for record in content["annotations"]:
+        rows, columns = size[record["image_id"]]
+        mask = np.zeros((rows, columns), dtype=np.uint8)
+        left, top, width, height = (int(number) for number in record["bbox"])
+        mask[top : top + height, left : left + width] = 1
+        wrong = mask.ravel().reshape(columns, rows).T  # its runs down the columns are those along the rows of mask
+        counts = coco_mask.encode(np.asfortranarray(wrong))["counts"].decode()
+        record["segmentation"] = {"size": [rows, columns], "counts": counts}
+
+
+@pytest.mark.parametrize(
+    ("edit", "benign", "words", "count"),
+    [
+        (all_crowds, False, "all .* are crowds .* set crowds: train", "crowds_that_are_ignored"),
+        (one_crowd, True, "1 of .* are crowds", "crowds_that_are_ignored"),
+        (doubled, True, "have the class and the mask of another", "objects_twice_in_an_image"),
+        (one_class_alone, True, "no object has the class crack", "classes_without_an_object"),
+        (whole_image, True, "1 of .* covers the whole image, e.g. image .*, object 0", "masks_of_the_whole_image"),
+        (along_rows, False, "along the rows; COCO's go down the columns", "boxes_that_are_not_their_masks"),
+    ],
+)
+def test_instances(edit, benign, words, count, tmp_path):
+    path = write_coco(tmp_path / "mine") / "annotations.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    reader = CocoInstances(**FILES, vocabulary=None)
+    found = told(reader, tmp_path)
+    assert any(kind is benign and re.search(words, message) for kind, message in found), found
+    assert reader.counts[count] > 0
+    trained = CocoInstances(**FILES, vocabulary=None, crowds="train")
+    assert not any("crowds" in message for _, message in told(trained, tmp_path))
+
+
+def test_a_sound_dataset_is_told_nothing_of(tmp_path):
+    write_coco(tmp_path / "mine")
+    assert told(CocoInstances(**FILES, vocabulary=None), tmp_path) == []
+
+
+def test_black_and_white_masks_under_the_usual_ignore(tmp_path):
+    for folder in ("photos", "labels"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:15, 5:15] = 255
+    cv2.imwrite(str(tmp_path / "mine/photos/a.jpg"), np.zeros((20, 30, 3), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path / "mine/labels/a.png"), mask)
+    classes = [OwnClass("ground", 0, "stuff"), OwnClass("tree", 1, "stuff")]
+    reader = LabelMaps(root="mine", images="photos", annotations="labels", vocabulary=classes)
+    text = " ".join(message for _, message in told(reader, tmp_path))
+    assert "16.7% of the pixels of 1 maps are void" in text
+    assert "no object has the class tree" in text
+    assert reader.counts["void_percent"] == 17
+
+
+BOXES = np.array([[8, 6, 10, 24], [30, 20, 22, 14], [58, 4, 26, 36]], dtype=np.float64)
+SIZES = np.array([[48, 96]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (BOXES, None),
+        (BOXES + np.array([0, 0, 1.5, 1.5]), None),
+        (np.concatenate([BOXES[:, :2], BOXES[:, :2] + BOXES[:, 2:]], axis=1), "corners"),
+        (np.concatenate([BOXES[:, :2] + BOXES[:, 2:] / 2, BOXES[:, 2:]], axis=1), "centres"),
+        (BOXES / [96, 48, 96, 48], "shares of the image"),
+        (BOXES / [96, 48, 96, 48] * 100, "percent"),
+        (BOXES[:, [1, 0, 3, 2]], "exchanged"),
+        (BOXES + 1000, "reach out of them"),
+        (np.zeros((3, 4)), "no extent"),
+        (np.zeros((0, 4)), None),
+    ],
+)
+def test_forms_of_boxes(stated, words):
+    found = other_form(stated, SIZES[: len(stated)])
+    assert found is None if words is None else found is not None and words in found
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_files(encoding, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("0 Brücke".encode(encoding))
+    assert read_text(path) == "0 Brücke"
+    path.write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 text \(byte 0xdf\).*save it as UTF-8"):
+        read_text(path)
