@@ -12,6 +12,7 @@
 #   ON     what to evaluate on: all = every dataset there is, trained on or not (default: the experiment's own)
 #   SUITE  table of experiments: a file of conf/suite without .yaml            make ablation SUITE=scaling_mini SEEDS=3
 #   SEEDS  seeds of each row (default 1); PARALLEL  runs at a time; DRY=1  print the commands, for MACHINES=n machines
+#   CLUSTER  slurm = hand the runs of a suite to SLURM; local = the same on this machine     ARGS="--cluster.nodes=2 --cluster.gpus=8"
 #   STRATEGY  several processes: a file of conf/strategy without .yaml (default: Lightning's choice)
 #   GPUS, GPU  what to plan for: number and kind (default 8 of h100-80)        make plan EXP=r50_all GPUS=4 GPU=a100-40
 #   PYTHON interpreter that the virtual environment is made from (3.11 or newer)
@@ -58,6 +59,10 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.cluster: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[cluster]'
+	@touch $@
+
 setup: $(READY) ## the virtual environment, once
 
 test: setup ## the fast tests
@@ -94,9 +99,9 @@ own-data: setup ## write the experiment of a folder of your own data: PATH=photo
 plan: setup ## memory, days, disk and cores of a run, without GPU or data: EXP=r50_all GPUS=8 GPU=h100-80
 	$(CLI) plan $(CONFIG) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(ARGS)
 
-ablation: setup ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
+ablation: setup $(if $(CLUSTER),$(VENV)/.cluster) ## run a suite of experiments; goes on where it was stopped: SUITE=scaling_mini SEEDS=3
 	$(if $(WITH)$(ON),$(error WITH and ON stand in the rows of conf/suite/$(SUITE).yaml))$(CLI) ablation --suite $(SUITE) --seeds $(SEEDS) --runs "$(RUNS)" \
-	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) \
+	  $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(DRY),--dry --machines $(or $(MACHINES),1)) \
 	  $(if $(STRATEGY),--config=conf/strategy/$(STRATEGY).yaml) $(if $(DATA),--data.root="$(DATA)") $(ARGS)
 
 report: setup ## tables, curves and pictures of a suite as one page: SUITE=scaling_mini (OUT=docs/scaling_mini)

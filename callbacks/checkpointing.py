@@ -98,6 +98,7 @@ class Checkpoints(Checkpoint):
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         if stage != "fit":
             return
+        self._signals.listen()  # where SIGUSR1 has a handler, Lightning leaves out its own, which saves under SLURM
         self._folder = RunFolder.of(trainer).checkpoints
         self.best_model_path = str(self._folder / BEST) if (self._folder / BEST).exists() else ""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -227,6 +227,36 @@ def test_from_two_ranks_to_one(suite, single, tmp_path):
     assert_same_weights(weights(single), weights(tmp_path))
 
 
+def test_three_ranks_then_two_then_one_take_the_same_samples(suite, tmp_path):
+    """As after losing nodes: each goes on from the checkpoint of the one before."""
+    options = ["--data.batch_size=6", "--trainer.limit_val_batches=0", "--resume=auto"]
+    rows: list[dict] = []
+    for count, ranks in enumerate([3, 2, 1], start=1):
+        more = [
+            *options,
+            f"--trainer.max_steps={2 * count}",
+            *(strategy("ddp", ranks) if ranks > 1 else []),
+        ]
+        traces = [tmp_path / f"trace.{ranks}.{rank}" for rank in range(ranks)]
+        args = [arguments(suite, tmp_path / "runs", trace, *more) for trace in traces]
+        output = tmp_path / f"output.{ranks}"
+        processes = start_ranks(args, output) if ranks > 1 else [start(args[0], output)]
+        assert [finish(process) for process in processes] == [0] * ranks, "".join(
+            path.read_text()[-2000:] for path in tmp_path.glob(f"output.{ranks}*")
+        )
+        rows += [_samples(parts) for parts in zip(*map(steps, traces), strict=True)]
+    (tmp_path / "whole").mkdir()
+    whole = run_single(suite, tmp_path / "whole", *options, "--trainer.max_steps=6")
+    assert rows == [_samples([entry]) for entry in steps(whole / "trace.0")]
+    assert len(rows) == 6
+
+
+def _samples(parts) -> dict[str, list]:
+    """Image ids and seeds of one step by dataset, those of all ranks one after the other."""
+    here = {name: [part["samples"][name] for part in parts] for name in parts[0]["samples"]}
+    return {name: [[value for share in shares for value in share[i]] for i in (0, 1)] for name, shares in here.items()}
+
+
 def test_sharded_checkpoints_are_resumed_from(suite, single, tmp_path):
     stopped_and_resumed(suite, tmp_path, strategy("fsdp"), [*strategy("fsdp"), "--resume=auto"], ranks=2)
     assert_same_course(single, tmp_path, STEPS)

@@ -1,6 +1,6 @@
 """Run a suite of experiments, or print its commands.
 
-``dataseg ablation --suite scaling_mini --seeds 3 [--parallel N] [--dry] [overrides]``
+``dataseg ablation --suite scaling_mini --seeds 3 [--parallel N] [--dry] [--cluster slurm] [overrides]``
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dataseg.experiments.cluster import OnCluster
 from dataseg.experiments.jobs import Job, jobs_of
-from dataseg.experiments.runner import Runner, default_parallel, share_out
+from dataseg.experiments.runner import Place, Runner, ThisMachine, default_parallel, share_out
 from dataseg.experiments.suite import load
 from dataseg.structures import UserError
 
@@ -26,18 +27,34 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", required=True, help="file, or name of one in conf/suite")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each row, from 0")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--parallel", type=int, default=0, help="runs at a time; default: fits this machine")
+    parser.add_argument("--parallel", type=int, default=0, help="runs at a time; default: fits this machine, or all")
     parser.add_argument("--dry", action="store_true", help="print the commands only")
     parser.add_argument("--machines", type=int, default=1, help="with --dry: share the commands out")
-    options, overrides = parser.parse_known_args(args)
+    parser.add_argument("--cluster", choices=["slurm", "local"], help="hand the runs to submitit")
+    options, others = parser.parse_known_args(args)
     if options.machines < 1 or options.parallel < 0:
         raise UserError(f"MACHINES and PARALLEL must be positive, got {options.machines} and {options.parallel}")
-    suite = load(options.suite)
+    settings = [other for other in others if other.startswith("--cluster.")]
+    overrides = [other for other in others if other not in settings]
+    if settings and not options.cluster:
+        raise UserError(f"{settings[0]} has no effect without CLUSTER=slurm")
+    suite = load(options.suite, settings)
+    if options.cluster:
+        cluster = suite.cluster
+        overrides = [f"--trainer.num_nodes={cluster.nodes}", f"--trainer.devices={cluster.processes}", *overrides]
     jobs = jobs_of(suite, options.seeds, options.runs, overrides)
     if options.dry:
         print(commands(jobs, options.machines))
         return 0
-    return 0 if Runner(suite, options.parallel or default_parallel(), Console(soft_wrap=True)).run(jobs) else 1
+    place: Place
+    if options.cluster:
+        from dataseg.cli.__main__ import main as verb  # which imports this module by name
+
+        everywhere = len(jobs) if options.cluster == "slurm" else default_parallel()
+        place = OnCluster(options.cluster, suite, options.runs, options.parallel or everywhere, verb)
+    else:
+        place = ThisMachine(options.parallel or default_parallel())
+    return 0 if Runner(suite, place, Console(soft_wrap=True)).run(jobs) else 1
 
 
 def commands(jobs: Sequence[Job], machines: int) -> str:

@@ -20,8 +20,8 @@ from dataseg.io.json_files import write_json
 from dataseg.io.shipped import find
 from dataseg.structures import UserError
 
-COMMAND, OUTPUT = "command.json", "output.txt"
-"""Files that a suite adds to a run's folder: what was asked for, what it printed."""
+COMMAND, OUTPUT, SUBMITTED = "command.json", "output.txt", "submitted.json"
+"""Files that a suite adds to a run's folder: what was asked for, what it printed, its number on a cluster."""
 
 MACHINE = (
     "--data.root",
@@ -88,6 +88,14 @@ class Job:
                 file.unlink(missing_ok=True)
         write_json(self.folder / COMMAND, list(self.arguments), indent=1)
         return moved
+
+    @property
+    def submitted_as(self) -> str:
+        """Number of the cluster's job that it was last submitted as; "" if it never was."""
+        return str((_read(self.folder / SUBMITTED) or {}).get("job", ""))
+
+    def note_submission(self, number: str) -> None:
+        write_json(self.folder / SUBMITTED, {"job": number})
 
     def scores(self, suite: Suite) -> str:
         """Its scores in the suite's columns, percent."""

@@ -1,6 +1,6 @@
 """Runs the jobs of a suite, several at a time, and goes on where it was stopped.
 
-Kept by hand: a suite runs on one machine without a scheduler or service, and its runs must outlive it.
+What is common to all places where runs are computed: what is done already, progress, failures, the report at the end.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import IO, Protocol
 
 import torch
 from rich.console import Console
@@ -24,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dataseg.experiments.jobs import OUTPUT, Job
 from dataseg.experiments.suite import Suite
+from dataseg.structures import UserError
 
 _POLL = 1.0  # seconds
 _GRACE = 60.0  # seconds that a run has to save and stop
@@ -34,28 +33,53 @@ def default_parallel() -> int:
     return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
+class Place(Protocol):
+    """Where jobs are computed.
+
+    Attributes:
+        about: of how many run at a time, for people.
+        at_once: jobs that it takes in hand at a time.
+    """
+
+    about: str
+    at_once: int
+
+    def take(self, job: Job) -> str | None:
+        """Reserve a job; else who has it in hand, and it is asked for again later.
+
+        Raises:
+            UserError: it cannot be computed.
+        """
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start jobs that were taken."""
+
+    def end_of(self, job: Job) -> str | None:
+        """How a started job has ended, for people; None while it goes on."""
+
+    def stop(self) -> str:
+        """Ctrl-C: returns what becomes of the jobs that go on, for people."""
+
+
 @dataclass
 class Runner:
-    """Runs jobs.
-
-    A job that fails is reported, and the others go on. A run outlives its runner if that is killed: it holds a lock
-    on its folder, and a runner that is started meanwhile leaves it alone until it has ended.
+    """Runs jobs; one that fails is reported, and the others go on.
 
     Attributes:
         suite: for the scores that are shown.
-        parallel: jobs at a time. Cores are shared out between them, and GPUs if there are several jobs.
+        place: where they are computed.
         failed: jobs that ended without their last evaluation, and why.
     """
 
     suite: Suite
-    parallel: int
+    place: Place
     console: Console = field(default_factory=Console)
     failed: dict[Job, str] = field(default_factory=dict)
     _done: set[Job] = field(default_factory=set)
-    _running: dict[Job, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _stopping: threading.Event = field(default_factory=threading.Event)
+    _running: dict[Job, float] = field(default_factory=dict)  # and when each was started
+    _told: set[Job] = field(default_factory=set)  # that others have it in hand
+    _begun: float = 0.0
     _ended: int = 0  # steps of the jobs that this runner has brought to an end
-    _spent: float = 0.0  # seconds they took
 
     def run(self, jobs: Sequence[Job]) -> bool:
         """Do what is not done yet.
@@ -63,17 +87,13 @@ class Runner:
         Returns:
             whether all are done.
         """
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._begun = time.monotonic()
         self._done = {job for job in jobs if job.is_done()}
-        todo = [job for job in jobs if job not in self._done]
-        for job in todo:
-            waiting.put(job)
+        waiting = [job for job in jobs if job not in self._done]
         self.console.print(
-            f"{self.suite.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before, {len(todo)} to do, "
-            f"{min(self.parallel, len(todo))} at a time"
+            f"{self.suite.name}: {len(jobs)} runs, {len(self._done)} done before, {len(waiting)} to do,"
+            f" {self.place.about}"
         )
-        total = sum(job.steps for job in jobs)
-        slots = [threading.Thread(target=self._work, args=(waiting, slot)) for slot in range(self.parallel)]
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -81,118 +101,158 @@ class Runner:
             TimeElapsedColumn(),
         )
         with _stop_on_sigterm(), Progress(*columns, console=self.console, transient=True) as bars:
-            overall = bars.add_task(self.suite.name, total=total, note="")
+            overall = bars.add_task(self.suite.name, total=sum(job.steps for job in jobs), note="")
             tasks: dict[Job, TaskID] = {}
-            for thread in slots:
-                thread.start()
             try:
-                while any(thread.is_alive() for thread in slots):
+                while waiting or self._running:
+                    waiting = self._start(waiting)
                     self._show(bars, overall, tasks, jobs)
                     time.sleep(_POLL)
+                    self._settle()
             except KeyboardInterrupt:
-                self._stop(slots)
+                self.console.print("stopping: each run saves where it is")
+                self.console.print(self.place.stop())
                 raise
         self._report(jobs)
         return len(self._done) == len(jobs)
 
-    def _work(self, waiting: queue.SimpleQueue[Job], slot: int) -> None:
-        while not self._stopping.is_set():
+    def _start(self, waiting: list[Job]) -> list[Job]:
+        """Start as many as there is room for; returns those that still wait."""
+        ready: list[Job] = []
+        later: list[Job] = []
+        for number, job in enumerate(waiting):
+            if len(self._running) + len(ready) >= self.place.at_once:
+                later += waiting[number:]
+                break
             try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                self._do(job, slot)
-            except OSError as error:  # of this job's folder; the others may be well
+                if self._prepare(job):
+                    ready.append(job)
+                elif job not in self._done:
+                    later.append(job)
+            except (OSError, UserError) as error:  # of this job; the others may be well
                 self._fail(job, str(error))
+        if ready:
+            self.place.start(ready)
+            self._running |= dict.fromkeys(ready, time.monotonic())
+        return later
 
-    def _do(self, job: Job, slot: int) -> None:
+    def _prepare(self, job: Job) -> bool:
+        """Whether a job can be started; if not, it is done, or others have it in hand."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder.parent / f".{job.folder.name}.lock").open("w") as lock:
-            self._acquire(lock, job)
-            if self._stopping.is_set():
-                return
-            if job.is_done():  # by the run that held the lock
-                self._done.add(job)
-                return
-            moved = job.clear()
-            if moved is not None:
-                self.console.print(f"{job.name}: asked for otherwise before; those results are now in {moved}")
-            begun = time.monotonic()
-            with (job.folder / OUTPUT).open("ab") as output:
-                process = subprocess.Popen(
-                    job.command,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env=os.environ | _share(slot, self.parallel),
-                    pass_fds=[lock.fileno()],  # held until the run ends, whatever becomes of us
-                )
-                self._running[job] = process
-                code = process.wait()
-                del self._running[job]
-        seconds = time.monotonic() - begun
-        if job.is_done():
+        holder = self.place.take(job)
+        if holder is not None:
+            if job not in self._told:
+                self.console.print(f"{job.name}: {holder}; waiting for it")
+            self._told.add(job)
+            return False
+        if job.is_done():  # by those who had it in hand
             self._done.add(job)
-            self._ended, self._spent = self._ended + job.steps, self._spent + seconds
-            self.console.print(f"{job.name}: {seconds:.0f} s, {job.scores(self.suite)}")
-        elif not self._stopping.is_set():
-            self._fail(job, f"exit status {code}, {job.last_error()}")
+            return False
+        moved = job.clear()
+        if moved is not None:
+            self.console.print(f"{job.name}: asked for otherwise before; those results are now in {moved}")
+        return True
 
-    def _acquire(self, lock: Any, job: Job) -> None:
-        reported = False
-        while not self._stopping.is_set():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if not reported:
-                    self.console.print(f"{job.name}: is being run already; waiting for it")
-                reported = True
-                time.sleep(_POLL)
+    def _settle(self) -> None:
+        for job, begun in list(self._running.items()):
+            how = self.place.end_of(job)
+            if how is None:
+                continue
+            del self._running[job]
+            if job.is_done():
+                self._done.add(job)
+                self._ended += job.steps
+                self.console.print(f"{job.name}: {time.monotonic() - begun:.0f} s, {job.scores(self.suite)}")
+            else:
+                self._fail(job, f"{how}, {job.last_error()}")
 
     def _fail(self, job: Job, why: str) -> None:
         self.failed[job] = why
         self.console.print(f"{job.name}: FAILED, {why} ({job.folder / OUTPUT})", style="red", markup=False)
 
-    def _stop(self, slots: Sequence[threading.Thread]) -> None:
-        """Ask all runs to save and stop."""
-        self.console.print("stopping: each run saves where it is")
-        self._stopping.set()
-        for process in list(self._running.values()):
-            process.terminate()
-        deadline = time.monotonic() + _GRACE
-        for thread in slots:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        for process in list(self._running.values()):
-            process.kill()
-
     # ---------------------------------------------------------------------------------------------- what is seen
 
     def _show(self, bars: Progress, overall: TaskID, tasks: dict[Job, TaskID], jobs: Sequence[Job]) -> None:
-        running = list(self._running)
-        for job in set(tasks) - set(running):
+        for job in set(tasks) - set(self._running):
             bars.remove_task(tasks.pop(job))
-        done = {job: job.steps_done() for job in running}
-        for job in running:
+        done = {job: job.steps_done() for job in self._running}
+        for job in self._running:
             if job not in tasks:
                 tasks[job] = bars.add_task(job.name, total=job.steps, note="")
             bars.update(tasks[job], completed=done[job], note=f"{done[job]} of {job.steps} steps")
-        finished = self._done - set(running)
-        completed = sum(job.steps for job in finished) + sum(done.values())
+        completed = sum(job.steps for job in self._done) + sum(done.values())
         left = sum(job.steps for job in jobs if job not in self.failed) - completed
-        bars.update(overall, completed=completed, note=f"{len(finished)} of {len(jobs)} runs{self._time_left(left)}")
+        bars.update(overall, completed=completed, note=f"{len(self._done)} of {len(jobs)} runs{self._time_left(left)}")
 
     def _time_left(self, steps: int) -> str:
         if not self._ended:
             return ""
-        minutes = steps * self._spent / self._ended / self.parallel / 60
+        minutes = steps * (time.monotonic() - self._begun) / self._ended / 60
         return f", {minutes:.0f} min left" if minutes < 100 else f", {minutes / 60:.1f} h left"
 
     def _report(self, jobs: Sequence[Job]) -> None:
         self.console.print(f"{self.suite.name}: {len(self._done)} of {len(jobs)} runs done, {len(self.failed)} failed")
         for job, why in self.failed.items():
             self.console.print(f"- {job.name}: {why} ({job.folder / OUTPUT})", markup=False)
+
+
+class ThisMachine:
+    """Processes of this machine. Kept by hand: it shares out cores and GPUs, which submitit's local executor does not.
+
+    A run outlives its runner if that is killed: it holds a lock on its folder, and a runner that is started meanwhile
+    leaves it alone until it has ended.
+
+    Args:
+        at_once: jobs at a time. Cores are shared out between them, and GPUs if there are several jobs.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.about = f"{at_once} at a time"
+        self._locks: dict[Job, IO[str]] = {}
+        self._processes: dict[Job, tuple[subprocess.Popen[bytes], int]] = {}  # and the slot of each
+
+    def take(self, job: Job) -> str | None:
+        lock = (job.folder.parent / f".{job.folder.name}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return "is being run already"
+        self._locks[job] = lock
+        return None
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            slot = min(set(range(self.at_once)) - {slot for _, slot in self._processes.values()})
+            with (job.folder / OUTPUT).open("ab") as output, self._locks.pop(job) as lock:
+                process = subprocess.Popen(
+                    job.command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | _share(slot, self.at_once),
+                    pass_fds=[lock.fileno()],  # held until the run ends, whatever becomes of us
+                )
+            self._processes[job] = process, slot
+
+    def end_of(self, job: Job) -> str | None:
+        code = self._processes[job][0].poll()
+        if code is None:
+            return None
+        del self._processes[job]
+        return f"exit status {code}"
+
+    def stop(self) -> str:
+        processes = [process for process, _ in self._processes.values()]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()
+        return "the same command goes on"
 
 
 def _share(slot: int, parallel: int) -> dict[str, str]:

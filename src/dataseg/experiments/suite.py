@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -78,6 +79,43 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """What each run asks of a cluster.
+
+    Attributes:
+        nodes: machines.
+        gpus: of each node, with one process for each; 0 = one process a node, on its CPUs.
+        cpus: cores of each process; 0 = as many as the cluster gives.
+        minutes: time limit. A run that meets it saves, is put in the queue again and goes on.
+        warning: seconds before the limit at which the run is asked to save.
+        partition: default: the cluster's.
+        options: further ones of sbatch by their long names, e.g. ``{account: vision, constraint: h100}``.
+        setup: lines of the shell before the run, e.g. ``module load cuda``.
+    """
+
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 0
+    minutes: int = 24 * 60
+    warning: int = 180
+    partition: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or min(self.gpus, self.cpus) < 0 or not 0 < self.warning < 60 * self.minutes:
+            raise UserError(
+                "cluster: need nodes >= 1, gpus >= 0, cpus >= 0 and 0 < warning < 60 * minutes, got nodes"
+                f" {self.nodes}, gpus {self.gpus}, cpus {self.cpus}, warning {self.warning} (s), minutes {self.minutes}"
+            )
+
+    @property
+    def processes(self) -> int:
+        """Of each node."""
+        return max(1, self.gpus)
+
+
+@dataclass(frozen=True)
 class Suite:
     """Tables of experiments.
 
@@ -89,6 +127,7 @@ class Suite:
         args: overrides that all rows share.
         validations: evaluations of a run, evenly spaced, the last one at its end; 0 = as the experiment has it.
         overlays: files of ``conf`` that all rows share, e.g. ``on/mini_all``.
+        cluster: what each run asks for where it is computed on one.
         name: of the file.
     """
 
@@ -99,6 +138,7 @@ class Suite:
     args: list[str] = field(default_factory=list)
     validations: int = 0
     overlays: list[str] = field(default_factory=list)
+    cluster: Cluster = field(default_factory=Cluster)
     name: str = ""
 
     def runs(self, seeds: int) -> Iterator[tuple[Row, int]]:
@@ -112,8 +152,11 @@ class Suite:
                         yield row, seed
 
 
-def load(path: Path | str) -> Suite:
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
     """Read a suite: a file, or the name of one in ``conf/suite``.
+
+    Args:
+        overrides: of its keys, e.g. ``--cluster.nodes=2``.
 
     Raises:
         UserError: no such file, a key that is none, a value of another type, or a baseline that is no row.
@@ -126,7 +169,8 @@ def load(path: Path | str) -> Suite:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite, "suite")
     try:
-        config = parser.parse_args([f"--suite={path}", f"--suite.name={path.stem}"])
+        others = [f"--suite.{override.removeprefix('--')}" for override in overrides]
+        config = parser.parse_args([f"--suite={path}", f"--suite.name={path.stem}", *others])
     except Exception as error:  # jsonargparse raises several types
         raise UserError(f"{path}: {error}") from error
     suite: Suite = parser.instantiate(config).suite

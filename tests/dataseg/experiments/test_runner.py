@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from callbacks import RunRecord
 from dataseg.cli.ablation import commands, main
+from dataseg.experiments.cluster import OnCluster
 from dataseg.experiments.jobs import Job, jobs_of
-from dataseg.experiments.runner import Runner, share_out
+from dataseg.experiments.runner import Runner, ThisMachine, share_out
 from dataseg.experiments.suite import Suite, load
 from dataseg.structures import UserError
 
@@ -75,7 +77,7 @@ def jobs(suite: Suite, tmp_path: Path, *extra: str, seeds: int = 2) -> list[Job]
 
 def run(suite: Suite, todo: list[Job], parallel: int = 2) -> tuple[bool, str]:
     out = StringIO()
-    done = Runner(suite, parallel, Console(file=out, width=300)).run(todo)
+    done = Runner(suite, ThisMachine(parallel), Console(file=out, width=300)).run(todo)
     return done, out.getvalue()
 
 
@@ -156,16 +158,48 @@ def test_runs_done_elsewhere_count(suite, tmp_path, stand_in):
     assert [job.name for job in jobs(suite, tmp_path) if not job.is_done()] == ["mini_ade@4 seed 0"]
 
 
+def run_stand_in(script: Path, arguments: list[str]) -> int:
+    return subprocess.run([sys.executable, script, *arguments], check=False).returncode
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_suite_is_handed_to_a_cluster(suite, tmp_path, stand_in, broken):
+    """The stand-in for SLURM that submitit has for one machine."""
+    pytest.importorskip("submitit")
+    pytest.importorskip("cloudpickle").register_pickle_by_value(sys.modules[__name__])  # jobs cannot import tests
+    todo = jobs(suite, tmp_path, *(["--break"] if broken else []), seeds=1)[:2]
+    place = OnCluster("local", suite, tmp_path / "runs", 2, partial(run_stand_in, stand_in))
+    out = StringIO()
+    assert Runner(suite, place, Console(file=out, width=300)).run(todo) is not broken
+    assert ("exit status 1: error: as asked for" in todo[0].last_error()) is broken
+    assert ("2 of 2 runs done, 0 failed" in out.getvalue()) is not broken
+    assert log(tmp_path) == ["mini_ade@4 seed0", "mini_all@6 seed0"]
+    assert run(suite, todo)[0] is not broken  # the books are the same everywhere
+
+
+def test_what_a_cluster_is_asked_for(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SUITE + "cluster: { nodes: 2, gpus: 8, options: { account: vision } }\n")
+    suite = load(path, ["--cluster.minutes=90", "--cluster.partition=gpu"])
+    assert (suite.cluster.nodes, suite.cluster.minutes, suite.cluster.partition) == (2, 90, "gpu")
+    with pytest.raises(UserError, match="need nodes >= 1"):
+        load(path, ["--cluster.nodes=0"])
+    with pytest.raises(UserError, match="nodez"):
+        load(path, ["--cluster.nodez=2"])
+    with pytest.raises(UserError, match="no effect without CLUSTER"):
+        main(["--suite", str(path), "--cluster.nodes=2", "--dry"])
+
+
 RUNNER = """
 import sys
 from pathlib import Path
 from dataseg.experiments.jobs import Job, jobs_of
-from dataseg.experiments.runner import Runner
+from dataseg.experiments.runner import Runner, ThisMachine
 from dataseg.experiments.suite import load
 here, script = Path(sys.argv[1]), sys.argv[2]
 Job.command = property(lambda job: [sys.executable, script, *job.arguments])
 suite = load(here / "tiny.yaml")
-Runner(suite, 1).run(jobs_of(suite, 2, here / "runs", (), Path(sys.argv[3])))
+Runner(suite, ThisMachine(1)).run(jobs_of(suite, 2, here / "runs", (), Path(sys.argv[3])))
 """
 
 
