@@ -57,35 +57,37 @@ def cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield environment
 
 
-def preempt(cluster: dict[str, str], rng: random.Random, times: int, runs: Path, warning: list[str]) -> None:
-    """Preempt running jobs: as SLURM does itself, which waits for no one, or by its warning of the time limit.
+def preempt(cluster: dict[str, str], rng: random.Random, moments: list[str], runs: Path, warning: list[str]) -> None:
+    """Preempt running jobs.
 
-    Every other moment is soon after the start, before the run can save; the others are in the middle of training.
+    Args:
+        moments: "start" = the newest job, before it trains, or "training" = any, a while after a step was done; and
+            "warning" = as SLURM warns of the time limit, or "requeue" = as it preempts.
+        warning: command that sends the warning to a job.
     """
-    count = 0
     slurm.wait_for(lambda: slurm.run(cluster, "squeue", "-h"), 120)
-    while count < times:
-        jobs = slurm.run(cluster, "squeue", "-h", "-r", "-t", "R", "-o", "%i").split()
+    left = list(moments)
+    while left:
+        when, how = left[0].split()
+        if when == "training":
+            before = progress(runs)
+            slurm.wait_for(lambda: progress(runs) != before, 120)  # noqa: B023
+        time.sleep(rng.random() * (1 if when == "training" else 6))
+        jobs = slurm.run(cluster, "squeue", "-h", "-r", "-t", "R", "--sort=-S", "-o", "%i").split()
         if not jobs:
-            assert slurm.run(cluster, "squeue", "-h"), f"all jobs ended after {count} of {times} preemptions"
-            time.sleep(0.5)
+            assert slurm.run(cluster, "squeue", "-h"), f"all jobs have ended before {left}"
             continue
-        if count % 2:
-            before = {path: path.read_text() for path in runs.rglob("progress.json")}
-            slurm.wait_for(lambda: {p: p.read_text() for p in runs.rglob("progress.json")} != before, 120)  # noqa: B023
-            time.sleep(rng.random())
-        else:
-            time.sleep(rng.random() * 8)
-        job = rng.choice(jobs)
+        job = jobs[0] if when == "start" else rng.choice(jobs)
         restarts = slurm.restarts(cluster, job)
-        if rng.random() < 0.5:
-            command = ["scontrol", "requeue", job]
-        else:
-            command = [*warning, job]
-        slurm.run(cluster, *command)
-        print(f"{time.strftime('%H:%M:%S')} {' '.join(command)}")
-        slurm.wait_for(lambda: slurm.restarts(cluster, job) != restarts, 60)  # noqa: B023
-        count += slurm.restarts(cluster, job) > restarts  # it may have come to its end meanwhile
+        slurm.run(cluster, *(warning if how == "warning" else ["scontrol", "requeue"]), job)
+        slurm.wait_for(lambda: slurm.restarts(cluster, job) != restarts, 90)  # noqa: B023
+        if slurm.restarts(cluster, job) > restarts:  # else it has come to its end meanwhile
+            print(f"{time.strftime('%H:%M:%S')} {how} in {when}: job {job} is in the queue again")
+            left.pop(0)
+
+
+def progress(runs: Path) -> dict[Path, str]:
+    return {path: path.read_text() for path in runs.rglob("progress.json")}
 
 
 def result(run: Path) -> tuple[dict, dict]:
@@ -120,11 +122,17 @@ def test_a_suite_of_four_runs_preempted_five_times(cluster, data, tmp_path):
     preempted = [*verb, f"--suite={path}", f"--runs={tmp_path / 'preempted'}", f"--data.root={data}"]
     with (tmp_path / "output").open("w") as output:
         runner = subprocess.Popen(preempted, cwd=ROOT, env=cluster, stdout=output, stderr=output)
-        preempt(cluster, random.Random(5), 2, tmp_path / "preempted", WARNING)
+        preempt(cluster, random.Random(5), ["start warning", "training requeue"], tmp_path / "preempted", WARNING)
         runner.terminate()  # the jobs stay in the queue
         runner.wait(60)
         runner = subprocess.Popen(preempted, cwd=ROOT, env=cluster, stdout=output, stderr=output)
-        preempt(cluster, random.Random(6), 3, tmp_path / "preempted", WARNING)
+        preempt(
+            cluster,
+            random.Random(6),
+            ["training warning", "start requeue", "training warning"],
+            tmp_path / "preempted",
+            WARNING,
+        )
         code = runner.wait(600)
     text = (tmp_path / "output").read_text()
     print(text)
@@ -152,7 +160,8 @@ def test_one_run_of_two_nodes(cluster, data, tmp_path):
     environment = cluster | {"EXP": "mini_coco", "RUN": "first", "PYTHON": sys.executable}
     command = ["sbatch", *sizes, f"--output={tmp_path / 'preempted.txt'}", *script]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    preempt(cluster, random.Random(7), 3, tmp_path / "preempted", [*WARNING, "--batch"])
+    moments = ["start warning", "training warning", "training requeue"]
+    preempt(cluster, random.Random(7), moments, tmp_path / "preempted", [*WARNING, "--batch"])
     slurm.wait_for(lambda: not slurm.run(cluster, "squeue", "-h"), 300)
     print((tmp_path / "preempted.txt").read_text()[-3000:])
     runs = [tmp_path / name / "mini_coco" / "first" for name in ("whole", "preempted")]

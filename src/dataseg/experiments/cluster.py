@@ -103,7 +103,7 @@ class OnCluster:
     """
 
     def __init__(self, name: str, suite: Suite, runs: Path, at_once: int, verb: Callable[[Sequence[str]], int]) -> None:
-        os.environ.setdefault(*_SIGNAL)  # read when submitit is imported
+        os.environ |= dict([_SIGNAL])  # read when submitit is imported
         try:
             import submitit
         except ImportError as error:
