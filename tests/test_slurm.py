@@ -80,7 +80,7 @@ def preempt(cluster: dict[str, str], rng: random.Random, moments: list[str], run
         job = jobs[0] if when == "start" else rng.choice(jobs)
         restarts = slurm.restarts(cluster, job)
         slurm.run(cluster, *(warning if how == "warning" else ["scontrol", "requeue"]), job)
-        slurm.wait_for(lambda: slurm.restarts(cluster, job) != restarts, 90)  # noqa: B023
+        slurm.wait_for(lambda: slurm.restarts(cluster, job) != restarts, 180)  # noqa: B023
         if slurm.restarts(cluster, job) > restarts:  # else it has come to its end meanwhile
             print(f"{time.strftime('%H:%M:%S')} {how} in {when}: job {job} is in the queue again")
             left.pop(0)
