@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -88,6 +91,8 @@ def worker_options(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
     """Keyword arguments of a `DataLoader` that depend on the number of its workers."""
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
     if num_workers:
+        atexit.unregister(end_workers)  # once, after multiprocessing's own, which waits for them
+        atexit.register(end_workers)
         options |= {"persistent_workers": True, "prefetch_factor": prefetch_factor, "worker_init_fn": start_worker}
     return options
 
@@ -101,6 +106,24 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers(patience: float = 1.0) -> None:
+    """At the end of the training process: end the child processes that multiprocessing would wait for.
+
+    It sends them SIGTERM, which `start_worker` ignores, and waits without limit. Those of a loader that an exception
+    or another exit has left open have not been told otherwise.
+    """
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler calls their end an error
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + patience
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+        if child.is_alive():
+            child.kill()
 
 
 class RankShare(DistributedSampler[Any]):
