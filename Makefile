@@ -3,7 +3,7 @@
 #   ARGS   overrides for the command line                           ARGS="--trainer.max_steps=50 --data.ratios.coco=2"
 #   RUN    name of the run below runs/<EXP>/ (default version_<n>)
 #   RESUME auto = go on from the newest good checkpoint of the run, or of the experiment's newest run; or a checkpoint
-#   CKPT   checkpoint to evaluate (default: untrained weights), to export or to predict with: a file, or a folder of shards
+#   CKPT   checkpoint to evaluate (default: untrained weights), to export, to predict with or to show: a file, or a folder of shards
 #   PATH   folder of your own data to write an experiment for; NAME the experiment's name (default: the folder's)
 #   OUT    file to export to (default: model.safetensors in the run's folder); folder to predict to (default: predictions)
 #   IMAGES images to predict on: folders, files
@@ -45,7 +45,7 @@ override PATH := /usr/local/bin:/usr/bin:/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data plan ablation report replay score embed export predict docs tensorboard clean
+.PHONY: help setup test test-slow lint format train eval data-check data-stats own-data plan ablation report replay score embed export predict demo docs tensorboard clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -121,6 +121,10 @@ export: setup ## make one file that predicts of a checkpoint: CKPT=runs/.../best
 
 predict: setup ## segment images of your own: CKPT=runs/.../best.ckpt IMAGES=photos OUT=predictions (ARGS="--dataset=coco")
 	$(call needs,CKPT,a checkpoint or exported model)$(call needs,IMAGES,folders and files)$(CLI) predict --model "$(CKPT)" --images $(IMAGES) --out "$(or $(OUT),predictions)" $(ARGS)
+
+demo: setup ## a page to try one model, or to compare two: CKPT=runs/.../best.ckpt, CKPT="a.ckpt b.ckpt"
+	$(call needs,CKPT,a checkpoint or exported model; two to compare)$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[demo]'
+	$(CLI) demo $(CKPT) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 docs: setup ## the documentation as a site: build/site
 	$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: -c $(CONSTRAINTS) -e '.[docs]'

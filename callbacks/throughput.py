@@ -24,7 +24,7 @@ class Throughput(pl.Callback):
     * images per second: over all ranks, measured between two logging steps.
     * data wait: share of that time, in [0, 1], that this rank spent waiting for its next batch.
     * sampling: share of this run's images that came from the dataset, in [0, 1].
-    * dropped/<dataset>/<reason>: running count of what preparation dropped, e.g. segments emptied by the crop.
+    * preparation/dropped/<dataset>/<reason>: running count of what was dropped, e.g. segments emptied by the crop.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Throughput(pl.Callback):
         report["throughput/images_per_second"] = (total - self._since[1]) / elapsed
         report["throughput/data_wait"] = wait = min(1.0, self._waited / elapsed)
         self._warn(wait)
-        report |= {key: float(count) for key, count in self._dropped.items()}
+        report |= {f"preparation/{key}": float(count) for key, count in self._dropped.items()}
         for logger in trainer.loggers:
             logger.log_metrics(report, step=trainer.global_step)
         self._since, self._waited = (now, total), 0.0

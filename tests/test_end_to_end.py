@@ -94,7 +94,9 @@ def test_tensorboard_shows_losses_rates_sampling_and_panels(run):
     assert shares == pytest.approx({"ade": 1 / 9, "coco": 4 / 9, "o365": 4 / 9})  # one whole block of 1 + 4 + 4 steps
     panels = events.Tags()["images"]
     for title in ("ade.semantic/", "coco.panoptic/", "ade_panoptic.panoptic/", "o365.instance/"):
-        assert any(tag.startswith(title) for tag in panels)
+        assert any(tag.startswith(f"pictures.{title}") for tag in panels)
+    groups = sorted({tag.partition("/")[0] for kind in ("scalars", "images") for tag in events.Tags()[kind]})
+    assert groups[0] == "loss"  # what TensorBoard opens on
 
 
 def test_evaluation_repeats_the_figures_exactly(run, suite, tmp_path):

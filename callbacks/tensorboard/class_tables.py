@@ -17,7 +17,7 @@ from dataseg.visualization.class_tables import (
 
 
 class ClassTables(pl.Callback):
-    """Writes ``classes/<dataset>.<task>`` and ``confusion/<dataset>`` after each validation, as text and picture."""
+    """Writes ``tables/classes.<dataset>.<task>`` and ``tables/confusion.<dataset>``, each as text and as picture."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
@@ -29,11 +29,11 @@ class ClassTables(pl.Callback):
             metric = evaluation.metrics[dataset, task]
             names = metric.vocabulary.names
             picture = per_class_picture(columns, names, sort_by=primary_column(task, metric))
-            log_picture(trainer, f"classes/{dataset}.{task}", picture)
+            log_picture(trainer, f"tables/classes.{dataset}.{task}", picture)
             if writer is not None:
-                writer.add_text(f"classes/{dataset}.{task}", per_class_markdown(columns, names), step)
+                writer.add_text(f"tables/classes.{dataset}.{task}", per_class_markdown(columns, names), step)
         for dataset, matrix in evaluation.confusion.items():
             names = evaluation.metrics[dataset, Task.SEMANTIC].vocabulary.names
-            log_picture(trainer, f"confusion/{dataset}", confusion_picture(matrix, names))
+            log_picture(trainer, f"tables/confusion.{dataset}", confusion_picture(matrix, names))
             if writer is not None:
-                writer.add_text(f"confusion/{dataset}", confusion_markdown(matrix, names), step)
+                writer.add_text(f"tables/confusion.{dataset}", confusion_markdown(matrix, names), step)

@@ -10,14 +10,15 @@ import lightning.pytorch as pl
 import torch
 
 from callbacks.tensorboard.writer import log_picture
+from dataseg.experiments.report.tensorboard_events import PICTURES
 from dataseg.structures import VOID, Batch, SegmentMap, Segments, Target, Task
 from dataseg.training.module import CoTrainedSegmenter
 from dataseg.visualization.legend import panel, present
-from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, resize_map, resize_picture
+from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, resize_map, resize_picture, shown_size
 
 
 class Panels(pl.Callback):
-    """Writes the first images of each validation dataset to TensorBoard as ``<dataset>.<task>/<image id>``.
+    """Writes the first images of each validation dataset to TensorBoard as ``pictures.<dataset>.<task>/<image id>``.
 
     Args:
         images: how many of each dataset, on rank 0.
@@ -52,14 +53,14 @@ class Panels(pl.Callback):
                     break
                 self._shown[batch.dataset, task] += 1
                 picture = self._panel(cast(CoTrainedSegmenter, pl_module), batch, i, prediction, task)
-                title = f"{batch.dataset}.{task}/{batch.image_ids[i]}"
+                title = f"{PICTURES}{batch.dataset}.{task}/{batch.image_ids[i]}"
                 log_picture(trainer, title, picture)
 
     def _panel(self, module: CoTrainedSegmenter, batch: Batch, index: int, prediction: Segments, task: Task) -> Picture:
         vocabulary = module.datasets[batch.dataset].vocabulary
         rows, columns = batch.sizes[index]
         image = batch.images[index, :, :rows, :columns].permute(1, 2, 0).cpu().numpy()
-        size = self._size(*batch.original_sizes[index])
+        size = shown_size(*batch.original_sizes[index], self.max_side)
         image = resize_picture(cast(Picture, image), size)
         truth = batch.targets[index].to("cpu")
         if isinstance(truth, SegmentMap):
@@ -76,12 +77,6 @@ class Panels(pl.Callback):
         }
         nothing = isinstance(shown, SegmentMap) and bool((shown.ids == VOID).any())
         return panel(pictures, present((truth, shown), vocabulary), vocabulary, nothing)
-
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of one picture; enlarged by a whole factor, so that every pixel is a square."""
-        scale = self.max_side / max(height, width)
-        scale = int(scale) if scale >= 1 else scale
-        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _by_class(truth: SegmentMap, count: int) -> Target:

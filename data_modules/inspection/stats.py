@@ -7,12 +7,8 @@ Writes ``runs/<exp>/data_stats.html``, which needs no other file.
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from data_modules.inspection.experiment import Experiment
@@ -23,6 +19,7 @@ from dataseg.experiments.report.html import render
 from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
 from dataseg.text.overlap import by_vocabularies, report_shared_names
+from dataseg.visualization.grid import data_uri
 
 
 def stats(experiment: Experiment, console: Console | None = None) -> int:
@@ -51,15 +48,10 @@ def stats(experiment: Experiment, console: Console | None = None) -> int:
         console.print(f"[yellow]vocabularies {note}[/]", highlight=False)
     out = experiment.folder / "data_stats.html"
     context = {"experiment": experiment.config["exp"], "found": found, "similar": similar, "note": note}
-    page = render(Path(__file__).with_name("stats.html.j2"), data_uri=_data_uri, **context)
+    page = render(Path(__file__).with_name("stats.html.j2"), data_uri=data_uri, **context)
     write_text(out, page)
     console.print(f"written: {out}")
     return int(any(result.problem for result in found))
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return f"data:image/jpeg;base64,{base64.b64encode(content.tobytes()).decode()}"
 
 
 def main(args: list[str] | None = None) -> int:

@@ -169,6 +169,6 @@ def test_throughput_reports_sampling_and_what_was_dropped(trainer):
     report = trainer.loggers[0].values[-1][1]
     assert report["sampling/ade"] == 0.25
     assert report["sampling/coco"] == 0.75
-    assert report["dropped/coco/emptied_by_crop"] == 6
+    assert report["preparation/dropped/coco/emptied_by_crop"] == 6
     assert report["throughput/images_per_second"] > 0
     assert 0 <= report["throughput/data_wait"] <= 1

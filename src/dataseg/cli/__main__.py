@@ -24,6 +24,7 @@ VERBS = {
     "replay": "dataseg.cli.replay",
     "data-check": "data_modules.inspection.check",
     "data-stats": "data_modules.inspection.stats",
+    "demo": "data_modules.inspection.demo",
     "own-data": "data_modules.inspection.own_data",
     "mini": "data_modules.mini.command",
 }

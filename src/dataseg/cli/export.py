@@ -2,11 +2,12 @@
 
     dataseg export runs/mini_all/version_0/checkpoints/best.ckpt --out model.safetensors
     dataseg export CKPT --program model.pt2 --onnx model.onnx --vocabulary coco
-    dataseg export CKPT --push owner/name
+    dataseg export CKPT --push owner/name --license apache-2.0
 
 The checkpoint is a file, or a folder of shards as FSDP and ModelParallel write it. ``config.yaml`` of its run must lie
 beside it or in a folder above. The file holds weights, configuration, vocabularies and their text vectors:
-``dataseg.load(path)`` downloads nothing. Traced networks (torch.export, ONNX) need none of our code; each is compared
+``dataseg.load(path)`` downloads nothing. Beside it lies its model card, README.md as the Hugging Face hub shows it.
+Traced networks (torch.export, ONNX) need none of our code; each is compared
 with the network it comes from before it is written under its name.
 """
 
@@ -22,8 +23,9 @@ import torch
 
 from dataseg.deployment import hub
 from dataseg.deployment.from_run import config_of, model_of
+from dataseg.deployment.model_card import CARD_NAME, model_card, write_card
 from dataseg.deployment.model_file import write_model
-from dataseg.deployment.predictor import Predictor
+from dataseg.deployment.predictor import HUB, Predictor
 from dataseg.deployment.registry import PACKAGES
 from dataseg.io.shipped import find
 from dataseg.structures import UserError, Vocabulary
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--onnx", type=Path, help="ONNX file to write as well")
     parser.add_argument("--vocabulary", help="dataset whose classes are built into what is traced")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload to the Hugging Face hub")
+    parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: not stated")
     parser.add_argument("--private", action="store_true", help="if that makes a new repository, a private one")
     return parser
 
@@ -102,9 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_model(out, model)
     size, names = f"{out.stat().st_size / 2**20:.1f} MiB", ", ".join(sorted(model.vocabularies))
     print(f"{out}: {size}, {len(model.weights)} tensors, step {model.provenance['step']}; datasets: {names}")
+    source = out.name if options.push is None else f"{HUB}{options.push}"
+    card = model_card(model, (options.push or out.stem).rpartition("/")[2], source, options.license)
+    written = write_card(out, card)
+    print(
+        f"{written or out.with_name(CARD_NAME)}: {'model card' if written else 'is no model card, and stays as it is'}"
+    )
     if options.program or options.onnx:
         predictor = Predictor.of(model, network, str(options.checkpoint))
         print("\n".join(write_traced(predictor, options.vocabulary, options.program, options.onnx)))
     if options.push:
-        print(f"pushed: {hub.push(out, options.push, options.private)}")
+        print(f"pushed: {hub.push(out, options.push, card, options.private)}")
     return 0

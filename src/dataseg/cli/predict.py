@@ -195,7 +195,12 @@ def _of_data_set(predictor: Predictor, name: str | None) -> Vocabulary:
     return predictor.vocabulary(name or next(iter(known)))
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of a name; None = a GPU if there is one.
+
+    Raises:
+        UserError: it is unknown or not there.
+    """
     try:
         return torch.zeros(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:  # what torch raises for one that is unknown or not there
@@ -233,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> list[str]:
     out: Path = options.out
-    images, device = find_images(options.images, out), _device(options.device)
+    images, device = find_images(options.images, out), device_of(options.device)
     named = None
     if options.classes is not None:
         named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))

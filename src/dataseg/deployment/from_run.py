@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -65,7 +66,8 @@ def model_of(
     else:
         metadata = {"encoder": "none: the classes are learnt", "template_set": ""}
         text = TextCache.of(torch.zeros(len(names), 1), names, metadata)
-    return ModelFile(weights, settings, every, text, _provenance(checkpoint, path, content.step)), network
+    provenance = _provenance(checkpoint, path, content.step) | {"experiment": settings.get("exp")}
+    return ModelFile(weights, settings, every, text, provenance), network
 
 
 def predictor_of(checkpoint: Path, encoder: TextEncoder | None = None, packages: tuple[str, ...] = ()) -> Predictor:
@@ -139,12 +141,22 @@ def _text_vectors(text: TextEmbeddings, names: Sequence[str]) -> TextCache:
 
 
 def _provenance(checkpoint: Path, config: Path, step: int) -> dict[str, Any]:
-    """Step, scores of that step if the run noted any, and versions."""
+    """Step, scores of that step and their conventions if the run noted any, configuration and versions."""
     metrics = RunFolder(config.parent).metrics
     figures: dict[str, float] = {}
+    conventions: Any = {}
     if metrics.is_file():
-        history = records_of(read_json(metrics), "history", metrics)
+        content = read_json(metrics)
+        history = records_of(content, "history", metrics)
+        conventions = content.get("conventions") or {}
         of_step: dict[str, Any] = next((entry for entry in history if entry.get("step") == step), {})
         figures = {k: v for k, v in of_step.items() if k != "step" and isinstance(v, int | float)}
     versions = {name: version(name) for name in ("dataseg", "torch", "timm")}
-    return {"checkpoint": checkpoint.name, "step": step, "figures": figures, "versions": versions}
+    return {
+        "checkpoint": checkpoint.name,
+        "step": step,
+        "figures": figures,
+        "conventions": conventions,
+        "versions": versions,
+        "config_sha256": hashlib.sha256(config.read_bytes()).hexdigest(),
+    }

@@ -1,7 +1,8 @@
-"""Grids of pictures."""
+"""Grids of pictures, and pictures as files and in pages."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,3 +37,9 @@ def write(path: Path, image: NDArray[np.uint8]) -> None:
     done, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
     path.write_bytes(content.tobytes())
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """A picture, uint8 ``[H, W, 3]``, RGB, as a JPEG within an HTML page."""
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return f"data:image/jpeg;base64,{base64.b64encode(content.tobytes()).decode()}"

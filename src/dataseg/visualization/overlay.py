@@ -85,6 +85,16 @@ def resize_picture(image: Picture, size: tuple[int, int]) -> Picture:
     return cv2.resize(image, size[::-1], interpolation=how).astype(np.uint8, copy=False)
 
 
+def shown_size(height: int, width: int, longest: int) -> tuple[int, int]:
+    """Rows and columns of a picture of at most ``longest`` pixels a side.
+
+    A small image is enlarged towards it by a whole factor, so that every pixel is a square.
+    """
+    scale = longest / max(height, width)
+    scale = int(scale) if scale >= 1 else scale
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def resize_map(target: SegmentMap, size: tuple[int, int]) -> SegmentMap:
     """The map at ``size`` = (rows, columns), every pixel with the segment of the nearest one."""
     if target.size == size:

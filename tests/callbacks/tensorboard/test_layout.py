@@ -125,7 +125,7 @@ def test_every_score_is_in_the_chart_of_its_dataset_and_task_alone(trainer):
         ("sampling/ade", ["course of the run: sampling ratios"]),
         ("throughput/images_per_second", ["course of the run: images per second"]),
         ("lr-AdamW/backbone", ["course of the run: learning rates"]),
-        ("classes/ade.semantic", []),
+        ("tables/classes.ade.semantic", []),
     ],
 )
 def test_tags_find_their_charts(tag, title):

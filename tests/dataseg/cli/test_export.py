@@ -1,10 +1,14 @@
 """From a training run's folder to one file that predicts, to programs, and to the hub."""
 
+import base64
 import contextlib
 import functools
 import json
 import pickle
+import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 from cli_runs import SMALL
+from huggingface_hub import ModelCard, constants
 
 import dataseg
 from data_modules.mini import MiniSpec, ensure
@@ -308,7 +313,9 @@ class FakeApi:
 def test_push(exported, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     out = tmp_path / "m.safetensors"
-    assert export.main([str(checkpoint), "--out", str(out), "--push", "owner/name", "--private"]) == 0
+    assert (
+        export.main([str(checkpoint), "--out", str(out), "--push", "owner/name", "--private", "--license", "mit"]) == 0
+    )
     assert "pushed: https://hub/owner/name/commit/1" in capsys.readouterr().out
     (create, commit) = FakeApi.calls
     assert create == ("create", "owner/name", True, "model", True)
@@ -317,30 +324,122 @@ def test_push(exported, checkpoint, tmp_path, monkeypatch, capsys):
     assert Path(files["model.safetensors"]).read_bytes() == out.read_bytes()
     assert json.loads(files["config.json"]) == read_model(out).config
     card = files["README.md"].decode()
-    header = yaml.safe_load(card.split("---")[1])
-    assert header == {
-        "library_name": "dataseg",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["dataseg", "mask2former"],
-    }
+    assert card == (tmp_path / "README.md").read_text()
+    metadata = ModelCard(card).data
+    assert (metadata.library_name, metadata.pipeline_tag, metadata.license) == ("dataseg", "image-segmentation", "mit")
+    assert {(r.dataset_name, r.metric_type) for r in metadata.eval_results} >= {("coco", "pq"), ("o365", "mask_ap")}
     for expected in (
         'dataseg.load("hf://owner/name")',
-        "| `coco` | mini_coco | 24 |",
+        "| `coco` | 4.0 | CocoPanoptic | mini_coco | 24 |",
+        "| `ade_panoptic` | evaluated only | AdePanoptic | mini_ade | 20 |",
         "all-MiniLM-L6-v2",
-        "Weights of step 2",
-        "Scores of step 2, percent",
+        "| optimisation steps | 2 |",
+        "| experiment | `small` |",
+        "metric: mean IoU, detectron2 convention; averaging: mean over the classes present in the ground truth",
+        "Weights: `mit`.",
     ):
         assert expected in card
+
+
+def test_the_card_s_snippet_runs_as_it_stands(checkpoint, base, tmp_path, monkeypatch):
+    assert export.main([str(checkpoint), "--out", str(tmp_path / "m.safetensors")]) == 0
+    (snippet,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    shutil.copy(next((base / "mini" / "coco" / "val2017").iterdir()), tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(snippet, found)
+    assert isinstance(found["segments"], SegmentMap)
+    assert "Nobody has stated a licence" in (tmp_path / "README.md").read_text()
+
+
+def test_another_readme_stays_as_it_is(checkpoint, tmp_path, capsys):
+    for text, stays in (("# My project\n", True), ("---\nlicense: mit\nlibrary_name: dataseg\n---\n", False)):
+        (tmp_path / "README.md").write_text(text)
+        assert export.main([str(checkpoint), "--out", str(tmp_path / "m.safetensors")]) == 0
+        assert ((tmp_path / "README.md").read_text() == text) == stays
+        assert ("is no model card, and stays as it is" in capsys.readouterr().out) == stays
+
+
+def test_there_and_back_by_a_hub_on_this_machine(checkpoint, exported, tmp_path, monkeypatch):
+    """huggingface_hub itself on our side, and what it asks for on the other."""
+    with fake_hub(tmp_path, monkeypatch) as stored:
+        assert export.main([str(checkpoint), "--out", str(tmp_path / "m.safetensors"), "--push", "owner/name"]) == 0
+        assert set(stored) == {"README.md", "config.json", "model.safetensors"}
+        model, local = dataseg.load("hf://owner/name"), dataseg.load(exported)
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.network.parameters(), local.network.parameters(), strict=True)
+        )
+        assert model.vocabularies == local.vocabularies
+        with pytest.raises(UserError, match=r"hf://owner/other: cannot get model\.safetensors.*Repository Not Found"):
+            dataseg.load("hf://owner/other")
+
+
+@contextlib.contextmanager
+def fake_hub(folder: Path, monkeypatch):
+    """Serves one repository, owner/name; yields its files by name."""
+    stored: dict[str, bytes] = {}
+    commit = "a" * 40
+
+    class Hub(BaseHTTPRequestHandler):
+        def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/api/repos/create":
+                reply = {"url": f"{address}/owner/name", "name": "owner/name"}
+            elif self.path == "/api/validate-yaml":
+                reply = {"errors": [], "warnings": []}
+            elif self.path == "/api/models/owner/name/preupload/main":
+                files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+                reply = {"files": [f | {"shouldIgnore": False} for f in files]}
+            elif self.path == "/api/models/owner/name/commit/main":
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        stored[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                reply = {"success": True, "commitOid": commit, "commitUrl": f"{address}/owner/name/commit/{commit}"}
+            else:
+                return self.answer(404, X_Error_Code="RepoNotFound")
+            return self.answer(200, json.dumps(reply).encode(), Content_Type="application/json")
+
+        def do_GET(self):
+            content = stored.get(self.path.removeprefix("/owner/name/resolve/main/"))
+            if content is None:
+                return self.answer(404, X_Error_Code="RepoNotFound")
+            return self.answer(200, content, ETag='"1"', X_Repo_Commit=commit)
+
+        do_HEAD = do_GET  # noqa: N815 (the base class calls it so)
+
+        def log_message(self, *words) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield stored
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_refused_push_is_one_message(exported, monkeypatch):
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     with pytest.raises(UserError, match=r"cannot push to 'owner/forbidden' \(403 forbidden\): sign in"):
-        hub.push(exported, "owner/forbidden")
+        hub.push(exported, "owner/forbidden", "a card")
     with pytest.raises(UserError, match=r"cannot push to 'owner/unreachable' \(UnreachableError\): sign in"):
-        hub.push(exported, "owner/unreachable")
+        hub.push(exported, "owner/unreachable", "a card")
 
 
 def test_only_exported_models_are_pushed(checkpoint):
     with pytest.raises(UserError, match="not a whole exported model"):
-        hub.push(checkpoint, "owner/name")
+        hub.push(checkpoint, "owner/name", "a card")

@@ -13,6 +13,9 @@ from dataseg.checkpoint.run_folder import RunFolder
 PREFIXES = ("loss/", "sampling/", "throughput/images_per_second")
 """Scalars that are kept."""
 
+PICTURES = "pictures."
+"""Starts the tags of pictures, whose groups TensorBoard then shows below losses and metrics; not those of 0.1."""
+
 _GUIDANCE = {"scalars": 0, "images": 1, "tensors": 1, "histograms": 1, "audio": 1}  # 0 = all, 1 = the newest
 
 
@@ -22,7 +25,7 @@ class Events:
 
     Attributes:
         scalars: (step, value) in order of steps, by tag.
-        pictures: the newest encoded picture by tag.
+        pictures: the newest encoded picture by tag, which is without `PICTURES`.
         seconds: from each file's first scalar to its last one, summed: pauses between files do not count.
     """
 
@@ -55,6 +58,6 @@ def read_events(folder: Path) -> Events:
             if tag.startswith(PREFIXES):
                 points.setdefault(tag, {}).update({event.step: event.value for event in events})
         for tag in tags["images"]:
-            pictures[tag] = accumulator.Images(tag)[-1].encoded_image_string
+            pictures[tag.removeprefix(PICTURES)] = accumulator.Images(tag)[-1].encoded_image_string
         seconds += max(times, default=0.0) - min(times, default=0.0)
     return Events({tag: sorted(found.items()) for tag, found in points.items()}, pictures, seconds)

@@ -104,5 +104,5 @@ def write_events(folder: Path, ratios: dict[str, float], steps: int, seed: int) 
                     board.add_scalar(f"loss/{name}/total", 10 / step + seed, step)
                     board.add_scalar(f"sampling/{name}", ratio / sum(ratios.values()) + 0.01, step)
             board.add_scalar("throughput/images_per_second", 30.0 + step, step)
-        for tag in ("ade.semantic/image_1", "ade.semantic/image_2", "ade.semantic/image_3", "coco.panoptic/7"):
+        for tag in ("ade.semantic/image_1", "ade.semantic/image_2", "ade.semantic/image_3", "pictures.coco.panoptic/7"):
             board.add_image(tag, rng.integers(0, 255, (120, 400, 3), np.uint8), steps, dataformats="HWC")
