@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from callbacks.tensorboard.writer import log_by_dataset
+
 
 class LossCurves(pl.Callback):
     """Logs ``loss/<dataset>/<term>`` and ``.../total``: means over the dataset's steps since the last log.
@@ -37,6 +39,8 @@ class LossCurves(pl.Callback):
             self._values.clear()
             for logger in trainer.loggers:
                 logger.log_metrics(means, step=trainer.global_step)
+            totals = {key.split("/")[1]: mean for key, mean in means.items() if key.endswith("/total")}
+            log_by_dataset(trainer, "loss", totals)
 
 
 def is_logged(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -96,7 +96,10 @@ def test_tensorboard_shows_losses_rates_sampling_and_panels(run):
     for title in ("ade.semantic/", "coco.panoptic/", "ade_panoptic.panoptic/", "o365.instance/"):
         assert any(tag.startswith(f"pictures.{title}") for tag in panels)
     groups = sorted({tag.partition("/")[0] for kind in ("scalars", "images") for tag in events.Tags()[kind]})
-    assert groups[0] == "loss"  # what TensorBoard opens on
+    assert groups[0] == "loss"  # what TensorBoard opens on, below the charts of all datasets
+    for name, last in {"loss_coco": "loss/coco/total", "score_coco.pq": "metrics/coco.pq"}.items():
+        of_dataset = EventAccumulator(str(run / f"datasets_{name}")).Reload()
+        assert of_dataset.Scalars(f"datasets/{name.partition('_')[0]}")[-1].value == events.Scalars(last)[-1].value
 
 
 def test_evaluation_repeats_the_figures_exactly(run, suite, tmp_path):

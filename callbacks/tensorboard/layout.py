@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from callbacks.evaluation import TAG, Evaluation
 from callbacks.tensorboard import hparams
-from callbacks.tensorboard.writer import board, log_settings
+from callbacks.tensorboard.writer import board, log_by_dataset, log_settings
 from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.metrics.by_task import BY_TASK
 from dataseg.structures import DatasetSpec
@@ -27,6 +28,8 @@ class Dashboard(pl.Callback):
     Losses, metrics and the course of the run lie in a category each: first charts of all datasets together, then one
     for each dataset (and task) with all its terms or scores. TensorBoard joins the layouts of the runs it shows;
     charts of the same dataset are the same for every run.
+
+    ``datasets/loss`` and ``datasets/score`` (the primary ones) are charts with a colour for each dataset.
 
     A row of the HParams tab holds the experiment (the folder above the run's), `hparams.SETTINGS` from the run's
     ``config.yaml`` and the newest ``score`` and primary scores. A run that goes on replaces its row. Runs started in
@@ -52,6 +55,12 @@ class Dashboard(pl.Callback):
         writer = board(trainer)
         if writer is not None:
             writer.add_custom_scalars(layout(batch, cast(CoTrainedSegmenter, pl_module).datasets))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            evaluation = Evaluation.of(trainer)
+            scores = {key: evaluation.results[key] for key in evaluation.primary}
+            log_by_dataset(trainer, "score", {key: value for key, value in scores.items() if math.isfinite(value)})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer, folder = board(trainer), trainer.log_dir

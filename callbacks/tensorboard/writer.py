@@ -21,6 +21,16 @@ def board(trainer: pl.Trainer) -> SummaryWriter | None:
     return writer
 
 
+def log_by_dataset(trainer: pl.Trainer, name: str, values: Mapping[str, float]) -> None:
+    """Draw a value of several datasets in one chart of TensorBoard, ``datasets/<name>``.
+
+    TensorBoard colours curves by run, so each has a run of its own: ``<run>/datasets_<name>_<key of values>``.
+    """
+    writer = board(trainer)
+    if writer is not None:
+        writer.add_scalars(f"datasets/{name}", dict(values), trainer.global_step)
+
+
 def log_picture(trainer: pl.Trainer, tag: str, picture: Picture) -> None:
     """Give a picture, uint8 ``[H, W, 3]``, to every logger that takes pictures: TensorBoard, MLflow, W&B and the like.
 
