@@ -13,7 +13,7 @@ from markupsafe import escape
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from data_modules.inspection.demo import OWN_NAMES, Answer, Demo, Example, rows_of, write_files
+from data_modules.inspection.demo_answers import OWN_NAMES, Answer, Demo, Example, rows_of, write_files
 from dataseg.experiments.report.html import render
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError, Vocabulary
 from dataseg.visualization.grid import data_uri
@@ -88,7 +88,8 @@ def page(demo: Demo, folder: Path) -> gr.Blocks:
         folder: for the files that are handed out.
     """
     tasks = [task.value for task in Task]
-    with gr.Blocks(title="dataseg", analytics_enabled=False) as blocks:
+    blocks = gr.Blocks(title="dataseg", analytics_enabled=False)
+    with blocks:
         gr.Markdown("# Two models, one image" if len(demo.models) > 1 else "# Any image, any classes, any task")
         truth = gr.State(None)
         with gr.Row():

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from tiny_model import HashText, make_model
 
 from data_modules import formats
-from data_modules.inspection import demo
+from data_modules.inspection import demo, demo_answers
 from data_modules.mini import MiniSpec, ensure
 from data_modules.vocabularies import load as load_vocabulary
 from dataseg.cli import co_training, export
@@ -39,13 +39,15 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shown(data, tmp_path_factory) -> demo.Demo:
+def shown(data, tmp_path_factory) -> demo_answers.Demo:
     names = sorted({prompt for spec in MINI.classes for prompt in spec.prompts})
     metadata = make_model().text.metadata
     text = TextCache(HashText().encode(names), {name: row for row, name in enumerate(names)}, metadata)
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
     write_model(path, make_model(vocabularies={"coco": MINI}, text=text))
-    return demo.Demo({"a": load(path)}, {"coco": formats.CocoPanoptic("coco", "val2017", vocabulary="mini_coco")}, data)
+    return demo_answers.Demo(
+        {"a": load(path)}, {"coco": formats.CocoPanoptic("coco", "val2017", vocabulary="mini_coco")}, data
+    )
 
 
 def test_the_scores_are_of_this_image(shown):
@@ -82,11 +84,11 @@ def test_the_smallest_score_is_the_model_s_own_or_what_is_asked_for(shown):
 def test_files_are_what_others_read(shown, task, tmp_path):
     image = shown.example("coco", 0).image
     answer = shown.answer("a", image, "coco", task, 0.0)
-    picture, annotations, labels = demo.write_files(tmp_path, image, answer)
+    picture, annotations, labels = demo_answers.write_files(tmp_path, image, answer)
     assert np.asarray(Image.open(picture)).shape == image.shape
     coco = COCO(str(annotations))
     masks = [coco.annToMask(coco.anns[k]) for k in sorted(coco.anns)]
-    assert len(masks) == len(answer.segments) == len(demo.rows_of(answer)) > 0
+    assert len(masks) == len(answer.segments) == len(demo_answers.rows_of(answer)) > 0
     values = np.asarray(Image.open(labels))
     wanted = np.zeros_like(values)
     scores = answer.segments.scores
@@ -251,7 +253,7 @@ def test_an_image_and_names_of_ones_own(tab, tmp_path):
     tab.locator("#image input[type=file]").set_input_files(tmp_path / "a.png")
     tab.locator(".model .overlay").first.wait_for()
     tab.get_by_text("no ground truth").first.wait_for()
-    choose(tab, "#names", demo.OWN_NAMES)
+    choose(tab, "#names", demo_answers.OWN_NAMES)
     tab.locator("#run").click()
     tab.get_by_text("type class names").first.wait_for()
     tab.locator("#words textarea").fill("zebra, sky")
