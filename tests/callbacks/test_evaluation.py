@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import Evaluation, LossCurves, RunRecord, Throughput
+from dataseg.inference.postprocess import PostProcessor
 from dataseg.structures import Batch, ClassSpec, DatasetSpec, SegmentMap, Task, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -19,6 +20,7 @@ VOCABULARY = Vocabulary(
 class Module(pl.LightningModule):
     def __init__(self):
         super().__init__()
+        self.postprocess = PostProcessor()
         self.datasets = {
             "ade": DatasetSpec(VOCABULARY, (Task.SEMANTIC, Task.PANOPTIC)),
             "train_only": DatasetSpec(VOCABULARY),
@@ -41,6 +43,7 @@ class Logger:
 def trainer(tmp_path):
     return SimpleNamespace(
         sanity_checking=False,
+        logger=None,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
         global_step=7,
         ckpt_path=None,

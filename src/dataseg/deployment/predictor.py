@@ -364,4 +364,5 @@ def _from_hub(address: str) -> Path:
     try:
         return Path(hf_hub_download(name, FILE_NAME, revision=revision or None))
     except Exception as error:  # the hub's client lets errors of its HTTP library through
-        raise UserError(f"{address}: cannot get {FILE_NAME} from the Hugging Face hub ({error})") from error
+        why = " ".join(str(error).split())  # of several lines
+        raise UserError(f"{address}: cannot get {FILE_NAME} from the Hugging Face hub ({why})") from error
