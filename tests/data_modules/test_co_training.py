@@ -12,7 +12,6 @@ from data_modules import CoTraining
 from data_modules.formats import (
     AdePanoptic,
     AdeSemantic,
-    CocoInstances,
     CocoPanoptic,
     CocoSemantic133,
     Objects365Boxes,
@@ -228,8 +227,8 @@ def test_training_batches(fake_root):
 
 def test_tasks_that_targets_do_not_determine_are_refused(fake_root):
     wrong = {
-        "train": [CocoPanoptic(tasks=["instance"]), CocoInstances(tasks=["semantic"])],
-        "val": [CocoInstances(tasks=["semantic"]), CocoPanoptic(tasks=["panoptic", "instance"])],
+        "train": [CocoPanoptic(tasks=["instance"])],
+        "val": [CocoPanoptic(tasks=["panoptic", "instance"])],
     }
     for part, readers in wrong.items():
         for reader in readers:
