@@ -147,6 +147,8 @@ class LabellingTool(IndexedReader):
         try:
             yield
         except MISTAKES as error:
+            if str(error).startswith(f"{where}:"):  # a record within this one has been told
+                raise
             self._on_problem(f"{where}: {reason_of(error, found)}. {self.remedy}")
 
     def unused(self, what: str, count: int = 1) -> None:

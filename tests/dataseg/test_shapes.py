@@ -7,7 +7,7 @@ import torch
 from dataseg.inference.mask_resampling import strips
 from dataseg.inference.resize import to_tensor
 from dataseg.losses.affinity import affinity_loss, color_similarity, rgb_to_lab
-from dataseg.losses.points import sample_masks, select_uncertain
+from dataseg.losses.points import MaskTargets, select_uncertain
 from dataseg.losses.terms import (
     box_profiles,
     class_cost,
@@ -44,6 +44,10 @@ def proposals():
     return Proposals(torch.randn(B, Q, C + 1), torch.randn(B, Q, H, W))
 
 
+def targets():
+    return MaskTargets(None, torch.ones(B, K, H, W, dtype=torch.uint8), torch.zeros(B, H, W, dtype=torch.bool), K)
+
+
 CASES = {
     "rgb_to_lab": lambda: (rgb_to_lab(torch.rand(3, H, W)), (3, H, W), torch.float32),
     "color_similarity": lambda: (
@@ -56,29 +60,21 @@ CASES = {
         (L, K),
         torch.float32,
     ),
-    "sample_masks": lambda: (
-        sample_masks(torch.ones(K, H, W, dtype=torch.uint8), None, torch.rand(P, 2))[0],
-        (K, P),
-        torch.float32,
-    ),
-    "sample_masks, clear": lambda: (
-        sample_masks(torch.ones(K, H, W, dtype=torch.uint8), None, torch.rand(P, 2))[1],
-        (P,),
-        torch.bool,
-    ),
+    "MaskTargets.at": lambda: (targets().at(torch.rand(B, P, 2))[0], (B, K, P), torch.float32),
+    "MaskTargets.at, clear": lambda: (targets().at(torch.rand(B, P, 2))[1], (B, P), torch.bool),
     "select_uncertain": lambda: (
         select_uncertain(torch.randn(B, K, P), torch.ones(B, P, dtype=torch.bool), 3),
         (B, K, 3),
         torch.int64,
     ),
     "pair_mask_cost": lambda: (
-        pair_mask_cost(torch.randn(L, Q, P), torch.rand(K, P), torch.ones(P, dtype=torch.bool)),
-        (L, Q, K),
+        pair_mask_cost(torch.randn(B, Q, P), torch.rand(B, K, P), torch.ones(B, P, dtype=torch.bool)),
+        (B, Q, K),
         torch.float32,
     ),
     "pair_dice_cost": lambda: (
-        pair_dice_cost(torch.randn(L, Q, P), torch.rand(K, P), torch.ones(P, dtype=torch.bool)),
-        (L, Q, K),
+        pair_dice_cost(torch.randn(B, Q, P), torch.rand(B, K, P), torch.ones(B, P, dtype=torch.bool)),
+        (B, Q, K),
         torch.float32,
     ),
     "mask_loss": lambda: (
@@ -91,11 +87,23 @@ CASES = {
         (L, K),
         torch.float32,
     ),
-    "class_cost": lambda: (class_cost(torch.randn(L, Q, C + 1), torch.arange(K)), (L, Q, K), torch.float32),
-    "box_profiles, x": lambda: (box_profiles(torch.rand(K, 4), (H, W), (4.0, 4.0))[0], (K, W), torch.float32),
-    "box_profiles, y": lambda: (box_profiles(torch.rand(K, 4), (H, W), (4.0, 4.0))[1], (K, H), torch.float32),
-    "mask_profiles, x": lambda: (mask_profiles(torch.randn(L, Q, 16, 16), (H, W))[0], (L, Q, W), torch.float32),
-    "mask_profiles, y": lambda: (mask_profiles(torch.randn(L, Q, 16, 16), (H, W))[1], (L, Q, H), torch.float32),
+    "class_cost": lambda: (
+        class_cost(torch.randn(B, Q, C + 1), torch.zeros(B, K, dtype=torch.int64)),
+        (B, Q, K),
+        torch.float32,
+    ),
+    "box_profiles, x": lambda: (
+        box_profiles(torch.rand(K, 4), (H, W), (4.0, 4.0), (H - 1, W - 1))[0],
+        (K, W),
+        torch.float32,
+    ),
+    "box_profiles, y": lambda: (
+        box_profiles(torch.rand(K, 4), (H, W), (4.0, 4.0), (H - 1, W - 1))[1],
+        (K, H),
+        torch.float32,
+    ),
+    "mask_profiles, x": lambda: (mask_profiles(torch.randn(L, Q, H, W))[0], (L, Q, W), torch.float32),
+    "mask_profiles, y": lambda: (mask_profiles(torch.randn(L, Q, H, W))[1], (L, Q, H), torch.float32),
     "pair_projection_cost": lambda: (pair_projection_cost(MASKS, BOXES), (L, Q, K), torch.float32),
     "projection_loss": lambda: (projection_loss((MASKS[0][:, :K], MASKS[1][:, :K]), BOXES), (L, K), torch.float32),
     "one_mask_per_class": lambda: (one_mask_per_class(IS_THING, Task.PANOPTIC), (C,), torch.bool),
@@ -116,8 +124,6 @@ CASES = {
         (B, Q, H, W),
         torch.float32,
     ),
-    "to_padded": lambda: (GEOMETRY.to_padded(torch.rand(B, P, 2)), (B, P, 2), torch.float32),
-    "to_image": lambda: (GEOMETRY.to_image(torch.rand(B, P, 2)), (B, P, 2), torch.float32),
     "strips": lambda: (
         torch.cat([strip for _, strip in strips(GEOMETRY, torch.randn(Q, 8, 16), 4000)], 1),
         (Q, 61, 103),

@@ -518,7 +518,9 @@ def test_coordinates_far_outside_end_in_one_message(tmp_path, tool, far):
             content = json.loads((tmp_path / "a.json").read_text())
             content["annotations"][0]["segmentation"] = [flat]
             (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"far outside its image|is no share|not finite|malformed|\b(nan|inf)\b"):
+    with pytest.raises(
+        UserError, match=r"far outside its image|is no share|is no percent|not finite|malformed|\b(nan|inf)\b"
+    ):
         reader.setup(tmp_path)
 
 

@@ -193,8 +193,9 @@ class CoTrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self._board.log_dir
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        others = _as_list(self._get(self.config_init, "trainer.logger"))
-        kwargs.setdefault("logger", [self._board, *others])
+        if self.subcommand is not None:  # else there is no run, and the settings are the caller's, as in replay
+            others = _as_list(self._get(self.config_init, "trainer.logger"))
+            kwargs.setdefault("logger", [self._board, *others])
         return super().instantiate_trainer(**kwargs)
 
 
