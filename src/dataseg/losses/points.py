@@ -63,7 +63,7 @@ class MaskTargets:
         ids: int32 ``[B, H, W]``, values ``0..K - 1``, K where there is no segment, K + 1 where there is VOID; None =
             all targets are masks.
         masks: uint8 ``[B, K, H, W]``, 1 inside; None = all targets are maps.
-        void: bool ``[B, H, W]``; None = the masks have none.
+        void: bool ``[B, H, W]``; None = all targets are maps.
         count: K, the largest number of segments.
     """
 
@@ -117,14 +117,13 @@ class MaskTargets:
             values_BKP.scatter_add_(1, ids_B4P, weights_B4P)
             return values_BKP[:, : self.count], values_BKP[:, self.count + 1] == 0
         assert self.masks is not None
+        assert self.void is not None
         positions_B4P, weights_B4P = _corners(points_BP2, *self.masks.shape[-2:])
         masks_BKX = self.masks.flatten(2)
         values_BKP = weights_B4P.new_zeros(*masks_BKX.shape[:2], points_BP2.shape[1])
         for positions_BP, weights_BP in zip(positions_B4P.unbind(1), weights_B4P.unbind(1), strict=True):
             inside_BKP = masks_BKX.gather(2, positions_BP[:, None].expand_as(values_BKP))
             values_BKP += inside_BKP * weights_BP[:, None]
-        if self.void is None:
-            return values_BKP, torch.ones_like(points_BP2[..., 0], dtype=torch.bool)
         void_B4P = self.void.flatten(1).gather(1, positions_B4P.flatten(1)).view_as(positions_B4P)
         return values_BKP, ~(void_B4P & (weights_B4P > 0)).any(1)
 
