@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from data_modules.formats.reader import Reader
 from dataseg.cli.predict import describe
@@ -19,14 +20,18 @@ from dataseg.deployment.predictor import Predictor, vocabulary_of_names
 from dataseg.io.images import write_png
 from dataseg.io.json_files import write_json
 from dataseg.metrics.by_task import metric_for, primary_score
+from dataseg.network import SegmentationNetwork
 from dataseg.prediction_files.writers import LabelWriter
-from dataseg.structures import VOID, SegmentMap, Segments, Target, Task, Vocabulary
+from dataseg.structures import VOID, ClassEmbeddings, Proposals, SegmentMap, Segments, Target, Task, Vocabulary
 from dataseg.visualization.overlay import MIN_SCORE, confident, draw
 
 OWN_NAMES = "my own class names"
 """Choice in place of a dataset."""
 
 _MOST_SCORES = 3
+
+_MOST_KEPT = 8
+"""Answers of a network that are kept; one is tens of megabytes at usual sizes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,26 @@ class Answer:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+class _Remembering:
+    """A network that is asked the same only once: tasks and smallest scores change what is made of its answer."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        self._network = network
+        self._kept: dict[Hashable, list[Proposals]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def __call__(self, images: Tensor, classes: ClassEmbeddings, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+        pixels, vectors = (tensor.cpu().numpy().tobytes() for tensor in (images, classes.vectors))
+        key = pixels, images.shape, tuple(sizes), vectors, classes.vocabulary
+        if key not in self._kept:
+            if len(self._kept) == _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = self._network(images, classes, sizes)[-1:]
+        return self._kept[key]
+
+
 class Demo:
     """All that the page asks for.
 
@@ -76,6 +101,7 @@ class Demo:
         self.readers = dict(readers)
         self._root = root
         self._ready: set[str] = set()
+        self._networks = {name: _Remembering(model.network) for name, model in models.items()}
 
     @property
     def datasets(self) -> list[str]:
@@ -128,7 +154,8 @@ class Demo:
         predictor = self.models[model]
         vocabulary = predictor.vocabulary(names) if isinstance(names, str) else vocabulary_of_names(names)
         options = predictor.postprocess
-        asked = copy.copy(predictor)  # shares the network
+        asked = copy.copy(predictor)
+        asked.network = cast(SegmentationNetwork, self._networks[model])
         asked.postprocess = replace(options, panoptic=replace(options.panoptic, score_threshold=min_score))
         segments = asked(image, vocabulary, task).to("cpu")
         scores = {}

@@ -80,6 +80,21 @@ def test_the_smallest_score_is_the_model_s_own_or_what_is_asked_for(shown):
     assert model.postprocess.panoptic.score_threshold == 0.0
 
 
+def test_the_network_is_asked_once_for_an_image_and_its_classes(shown):
+    model, image = shown.models["a"], shown.example("coco", 1).image
+    calls = []
+    handle = model.network.register_forward_hook(lambda *_: calls.append(1))
+    words = [spec.name for spec in MINI.classes][:3]
+    for names in ("coco", words, "coco"):
+        for task, least in ((Task.PANOPTIC, 0.0), (Task.PANOPTIC, 0.3), (Task.SEMANTIC, 0.5), (Task.INSTANCE, 0.0)):
+            shown.answer("a", image, names, task, least)
+    shown.answer("a", image[::-1], "coco", Task.SEMANTIC, 0.5)
+    handle.remove()
+    assert len(calls) == 3  # two vocabularies, another image
+    kept = shown.answer("a", image, words, Task.INSTANCE, 0.0).segments
+    np.testing.assert_array_equal(kept.scores, model(image, words, Task.INSTANCE).scores)
+
+
 @pytest.mark.parametrize("task", list(Task))
 def test_files_are_what_others_read(shown, task, tmp_path):
     image = shown.example("coco", 0).image
