@@ -350,8 +350,7 @@ def _counted(readers: Mapping[str, Reader]) -> str:
     """Images of each dataset, and what reading it left out or mended."""
     told = []
     for name, reader in readers.items():
-        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in reader.counts.items() if count)
-        told.append(f"{name} {len(reader):,} images" + (f" ({counts})" if counts else ""))
+        told.append(f"{name} {len(reader):,} images" + (f" ({', '.join(reader.counted)})" if reader.counted else ""))
     return ", ".join(told) or "nothing"
 
 

@@ -29,7 +29,7 @@ from dataseg.structures import UserError
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 4
+READER_VERSION = 5
 """To be raised with every change of what the readers put into an index."""
 CACHED_FROM = 32 << 20
 """Annotation files smaller than this many bytes are read each time: quicker than looking after a copy."""

@@ -34,8 +34,8 @@ RECORD_WITH_AREA = np.dtype([*RECORD.descr, ("area", "f4")])
 SKIPPED = -1
 _STEP = 1 << 20
 
-ReadMask = Callable[[Any, int, int], RLE | None]
-"""(segmentation, rows, columns) -> mask; `dataseg.io.rle.mask_of`."""
+ReadMask = Callable[[Any, int, int, Counts], RLE | None]
+"""(segmentation, rows, columns, counts of what is left out) -> mask; `dataseg.io.rle.mask_of`."""
 
 
 class RowOf:
@@ -162,6 +162,7 @@ class AnnotationTable:
         rles: one entry a row, if masks are wanted.
         per_image: int64 ``[N]``, number of rows of each image.
         without_pixel: annotations, crowds aside, that state a mask without any pixel in the image.
+        left_out: parts of masks.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class AnnotationTable:
         rles = PackedBuilder()
         self.per_image = np.zeros(len(images), dtype=np.int64)
         self.without_pixel = 0
+        self.left_out: Counts = {}
         for first, batch in stream_records(path, "annotations", advance=advance):
             found = self._at_once(batch) if read_mask is None else None
             if found is None:
@@ -246,7 +248,7 @@ class AnnotationTable:
         rle = None
         if self._read_mask is not None:
             size = self._images.sizes[row["image"][0]]
-            rle = self._read_mask(record.get("segmentation"), int(size[0]), int(size[1]))
+            rle = self._read_mask(record.get("segmentation"), int(size[0]), int(size[1]), self.left_out)
         x, y, width, height = box_of(record, rle)
         row["label"] = self._label(record["category_id"])
         row["is_crowd"] = self._crowd_of(record)
@@ -310,12 +312,12 @@ def detection_batches(
     images = ImageTable(path, skip, on_problem)
     counts["skipped_images"] = images.skipped
     table = AnnotationTable(path, images, label_of, read_mask, advance, on_problem, train_crowds)
+    counts |= table.left_out
     images.row_of = RowOf()  # no longer needed, and large
     order = table.by_image()
     ends = np.concatenate([[0], np.cumsum(table.per_image)])
     lost = table.without_pixel
-    if read_mask is None:
-        _compare_form(path, table.rows[:_STEP], images.sizes, on_problem)
+    _compare_form(path, table.rows[:_STEP], images.sizes, on_problem)
     for start in range(0, len(images), BLOCK):
         end = min(start + BLOCK, len(images))
         chosen = order[ends[start] : ends[end]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,15 @@ class CocoStyle(IndexedReader):
     def _find(self, on_problem: OnProblem) -> dict[str, str]:
         """The names that are other ones on disk."""
         files = FileNames(self._images)
+        images = [self.index.image(k) for k in range(len(self))]
+        twice = Counter(image.file_name for image in images)
+        for name in [name for name, count in twice.items() if count > 1]:
+            ids = ", ".join(image.id for image in images if image.file_name == name)
+            on_problem(
+                f"{self._annotations}: the images {ids} are all {name!r}: give all of its annotations to one of them"
+            )
         try:
-            found = files.find_all([self.index.image(k).file_name for k in range(len(self))])
+            found = files.find_all(list(twice))
         except UserError as error:
             raise UserError(f"{self._annotations}: {error}") from error
         missing = [name for name, file in found.items() if file is None]

@@ -52,6 +52,7 @@ class HubDataset(Reader):
         tasks: evaluated tasks; training uses the first. Default: semantic, panoptic or instance, by ``kind``.
         names: which names the text encoder sees.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        graded: label maps: the ids are grades, see `LabelMaps`.
     """
 
     title = "Hugging Face dataset"
@@ -77,8 +78,9 @@ class HubDataset(Reader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         orientation: Orientation | None = None,
+        graded: bool = False,
     ) -> None:
-        self.orientation = orientation
+        self.orientation, self.graded = orientation, graded or kind != "label_map"
         self.gives = _GIVES[kind]
         self.default_tasks = (_TASKS[kind],)  # type: ignore[misc]  # by kind here, by class elsewhere
         super().__init__(vocabulary, tasks, names)

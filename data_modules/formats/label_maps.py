@@ -121,6 +121,8 @@ class LabelMaps(LabelMapReader):
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
         rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
             refused.
+        graded: the ids are grades, such as depths: neighbours in number may be neighbours in the picture. Else such
+            maps are refused as blurred.
     """
 
     title = "label maps"
@@ -141,9 +143,10 @@ class LabelMaps(LabelMapReader):
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
         rest: str | None = None,
+        graded: bool = False,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest = orientation, rest
+        self.orientation, self.rest, self.graded = orientation, rest, graded
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out

@@ -108,8 +108,6 @@ class MaskFolders(IndexedReader):
                 if label is None:
                     on_problem(f"{masks / name}: its name begins with no class of the vocabulary")
                     continue
-                if on_problem is not raise_problem:  # in training they are not opened before their image is
-                    self._look_at(masks / name, on_problem)
                 labels.append(label)
                 files.append((masks / name).relative_to(self._masks).as_posix().encode())
                 found += 1
@@ -122,20 +120,18 @@ class MaskFolders(IndexedReader):
         stems = [stem.encode() for stem in image_of]
         self._index = Index([image_batch(stems, names, sizes, np.array(counts), columns)])
 
-    def _look_at(self, path: Path, on_problem: OnProblem) -> None:
-        try:
+    def doubts(self, index: int) -> list[str]:
+        told = []
+        for path in self.files(index)[1:]:
             values = mask_values(path, self.title, None)
-        except UserError:  # is named when its image is loaded
-            return
-        if not values.any():
-            on_problem(f"{path}: no pixel is above 0", benign=True)
-        between = ((values > 0) & (values < values.max(initial=0))).mean() if values.size else 0
-        if between:
-            on_problem(
-                f"{path}: {between:.1%} of its pixels are neither 0 nor {values.max()}, as in JPEG files and masks with"
-                " soft edges: it is cut at half",
-                benign=True,
-            )
+            if not values.any():
+                told.append(f"{path}: no pixel is above 0")
+            elif share := float(((values > 0) & (values < values.max())).mean()):
+                told.append(
+                    f"{path}: {share:.1%} of its pixels are neither 0 nor {values.max()}, as in JPEG files and masks"
+                    " with soft edges: it is cut at half"
+                )
+        return told
 
     def image_path(self, file_name: str) -> Path:
         return self._images / file_name

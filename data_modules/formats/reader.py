@@ -55,6 +55,8 @@ class Reader(ABC):
             which is what official annotations are drawn on; None = stored for shipped vocabularies, else upright.
         areas: of panoptic segments: as the annotation file states them, or counted in the map.
         rest: what becomes of all that is of no class of the vocabulary, see `rest_label`.
+        graded: whether neighbours in number may be neighbours in the picture, as grades are; else label maps whose
+            borders pass through the numbers between are refused as blurred.
         overlaps: which mask lies on top, where a map is painted from masks, see `data_modules.formats.painting`.
     """
 
@@ -66,6 +68,7 @@ class Reader(ABC):
     orientation: Orientation | None = None
     rest: str | None = None
     overlaps: Overlaps = "smaller_on_top"
+    graded: bool = True
 
     def __init__(
         self, vocabulary: vocabularies.Classes | None, tasks: list[TaskName] | None, names: vocabularies.Names
@@ -120,6 +123,11 @@ class Reader(ABC):
     def where(self) -> str:
         """What to call it in messages: its annotation file, or its title."""
         return self.title
+
+    @property
+    def counted(self) -> list[str]:
+        """``counts`` in words: "3 duplicate boxes"."""
+        return [f"{count:,} {what.replace('_', ' ')}" for what, count in self.counts.items() if count]
 
     @property
     def void_hint(self) -> str:
@@ -198,6 +206,10 @@ class Reader(ABC):
         Raises:
             UserError: a name that leads out of its folder.
         """
+        return []
+
+    def doubts(self, index: int) -> list[str]:
+        """What is doubtful about the annotations of one image, though they can be read; names file and remedy."""
         return []
 
     def sizes(self) -> SegmentSizes | None:

@@ -57,6 +57,7 @@ class Report:
     Attributes:
         name: role and name, e.g. ``val coco``.
         images: how many were looked at.
+        counted: what reading dropped, mended or did not find.
         problems: all of them.
         scores: the ground truth's, against itself, in percent.
         digests: uint64 per image that could be read: stands for its pixels.
@@ -66,6 +67,7 @@ class Report:
     name: str
     title: str
     images: int = 0
+    counted: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     digests: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
@@ -99,7 +101,7 @@ def check_data_set(reader: Reader, root: Path, name: str, out: Path, limit: int,
             journal.add(finding)
             bar.advance(task)
         found = [journal.done[i] for i in indices]
-    report.images = len(found)
+    report.images, report.counted = len(found), reader.counted
     report.problems += [problem for finding in found for problem in finding.problems]
     readable = [finding for finding in found if finding.digest]
     report.digests = np.array([int(finding.digest, 16) for finding in readable], dtype=np.uint64)
@@ -200,6 +202,8 @@ def print_summary(reports: Sequence[Report], console: Console) -> None:
         table.add_row(report.name, report.title, f"{report.images:,}", f"{by['error']:,}", f"{by['warning']:,}", scores)
     console.print(table)
     for report in reports:
+        if report.counted:
+            console.print(f"{report.name}: {', '.join(report.counted)}", highlight=False, soft_wrap=True)
         kinds = sorted({(p.severity, p.kind) for p in report.problems})
         for severity, kind in kinds:
             same = [p for p in report.problems if (p.severity, p.kind) == (severity, kind)]

@@ -341,7 +341,7 @@ def _told(reader: Reader, name: str) -> list[str]:
     classes = ", ".join(f"{c} {n}" for c, n in zip(reader.vocabulary.names, found.per_class.tolist(), strict=True))
     of = f" of {found.counted} of them" if found.counted < found.images else ""
     lines = [f"{found.images} images; segments by class{of}: {classes}"]
-    return lines + [f"  {what.replace('_', ' ')}: {count}" for what, count in reader.counts.items() if count]
+    return lines + [f"  {counted}" for counted in reader.counted]
 
 
 def _typical_size(reader: Reader) -> int:

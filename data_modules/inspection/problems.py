@@ -54,11 +54,15 @@ def examine(reader: Reader, index: int) -> Finding:
     try:
         encoded, target = reader.open(index)
         image = encoded.decode()
+        doubts = reader.doubts(index)
     except UserError as error:
         return Finding(index, "", [Problem("error", "unreadable or inconsistent", str(error))])
     name = f"{reader.title}: image {reader.image_id(index)}"
     content = hashlib.blake2b(image.tobytes(), digest_size=8, person=str(image.shape).encode()[:16])
-    found = list(_problems(target, reader, name))
+    found = [*_problems(target, reader, name), *(Problem("warning", "doubtful", doubt) for doubt in doubts)]
+    if not is_shipped(reader.vocabulary) and (code := encoded.exif_orientation) > 1:
+        what = "is turned upright by its" if reader.upright else "is not turned by its"
+        found.append(Problem("warning", "EXIF orientation", f"{name} {what} EXIF orientation ({code})"))
     if encoded.is_deep:
         message = f"{name}: its own lowest to highest value become 0 to 255, where it has 16 bits"
         found.append(Problem("warning", "more than 8 bits", message))

@@ -226,13 +226,13 @@ def write_coco(base: Path) -> Path:
         images.append({"id": k, "file_name": f"{stem}.jpg", "height": SIZE[0], "width": SIZE[1]})
         left, top, right, bottom = box_of(k)
         corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-        for category, points in ((1, corners), (2, triangle_of(k))):
+        for category, points, share in ((1, corners, 1.0), (2, triangle_of(k), 0.5)):
             xs, ys = zip(*points, strict=True)
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             segmentation = [[value for point in points for value in point]]
             about = {"id": len(annotations) + 1, "image_id": k, "category_id": category, "iscrowd": 0}
             if k < 2:
-                annotations.append(about | {"bbox": box, "area": 1.0 * box[2] * box[3], "segmentation": segmentation})
+                annotations.append(about | {"bbox": box, "area": share * box[2] * box[3], "segmentation": segmentation})
     categories = [{"id": n, "name": name, "supercategory": ""} for n, name in enumerate(CLASSES, 1)]
     _write(base / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
     return base

@@ -48,7 +48,7 @@ def box_of(record: Mapping[str, Any], rle: RLE | None = None) -> tuple[float, fl
         except (TypeError, ValueError, OverflowError):
             raise UserError(f"bbox must be [x, y, width, height] in pixels, got {stated!r:.60}") from None
         if not np.isfinite([x, y, width, height]).all():
-            raise UserError(f"its box is not finite: bbox {stated!r:.60}")
+            raise UserError(f"its box is not finite: bbox {stated!r:.60}: leave it out to have the mask's")
         if rle is None or (width > 0 and height > 0):
             return x, y, width, height
     x, y, width, height = coco_mask.toBbox(rle).tolist()

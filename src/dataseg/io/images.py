@@ -87,7 +87,8 @@ def size_of_record(image: dict[str, Any]) -> tuple[int, int]:
     except (KeyError, TypeError, ValueError, OverflowError):
         stated = [repr(image[key]) if key in image else "none" for key in ("height", "width")]
         raise UserError(
-            f"image {image.get('file_name')!r} states height {stated[0]} and width {stated[1]}: write its own, pixels"
+            f"image {image.get('file_name')!r} states height {stated[0]} and width {stated[1]}: write the image's own,"
+            " in pixels"
         ) from None
 
 
@@ -112,6 +113,11 @@ class EncodedImage:
         """(H, W), pixels, once turned."""
         rows, columns = self.header.size
         return (columns, rows) if self.orientation >= _SIDEWAYS else (rows, columns)
+
+    @property
+    def exif_orientation(self) -> int:
+        """What its EXIF data say, 1..8, whether it is turned so or not; 1 = upright as it is stored."""
+        return _orientation(self.content, self.name, self.header.kind)
 
     @property
     def is_deep(self) -> bool:
@@ -190,7 +196,8 @@ def encoded_image(
     content: bytes, what: str, size: tuple[int, int] | None = None, upright: bool = False
 ) -> EncodedImage:
     """`open_image` of a file's bytes; ``what`` names it in messages."""
-    image = EncodedImage(content, what, _checked(content, what), _orientation(content, what) if upright else 1)
+    header = _checked(content, what)
+    image = EncodedImage(content, what, header, _orientation(content, what, header.kind) if upright else 1)
     if size is not None and image.size != tuple(size):
         raise UserError(
             f"{what} is {image.size[0]} x {image.size[1]} (rows x columns), "
@@ -199,9 +206,10 @@ def encoded_image(
     return image
 
 
-def _orientation(content: bytes, what: str) -> int:
-    """EXIF's orientation, 1..8; 1 = stored upright."""
-    if b"Exif" not in content[:_EXIF] and b"eXIf" not in content[:_EXIF]:
+def _orientation(content: bytes, what: str, kind: str) -> int:
+    """EXIF's orientation, 1..8; 1 = stored upright, or turned by the decoder, as TIFF files are."""
+    mark = {"JPEG": b"Exif", "PNG": b"eXIf"}.get(kind, b"")  # of other formats, Pillow is asked
+    if kind == "TIFF" or mark not in content[:_EXIF]:
         return 1
     found = _with_pillow(content, what, lambda image: image.getexif().get(0x0112, 1))
     return found if found in _TURNS else 1
@@ -211,7 +219,7 @@ def _orientation_hint(image: EncodedImage, stated: tuple[int, ...]) -> str:
     """Of sides that are exchanged: why, and what to do."""
     if stated != image.size[::-1]:
         return ""
-    code = _orientation(image.content, image.name)
+    code = image.exif_orientation
     if code < _SIDEWAYS:
         return ": its height and width are exchanged there"
     other = "stored" if image.orientation > 1 else "upright"

@@ -25,21 +25,24 @@ REACH = 10
 
 _WANTED = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or {'size': [rows, columns], 'counts': run lengths}"
 _DEPTH = 6  # lists within lists
+_LEFT_OUT = "points_and_lines_beside_polygons"
+_WRITTEN_BY = "write them with pycocotools.mask.encode"
 _AS_BYTES = "which pycocotools gives as bytes: write counts.decode() into the file"
 
 
-def rle_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
+def rle_of(segmentation: Any, rows: int, columns: int, counts: dict[str, int] | None = None) -> RLE | None:
     """A record's ``segmentation`` as compressed RLE, rasterised as pycocotools does.
 
     Beside COCO's own forms (polygons, plain and compressed counts), those are read that have one meaning: points as
     pairs or as {x, y} records, a flat list of coordinates, other nesting, ``all_points_x`` and ``all_points_y``, JSON
-    as text, an RLE in a list, whole numbers as floats. Polygons of fewer than three points beside others are left out:
-    they hold no pixel.
+    as text, an RLE in a list, whole numbers as floats. Points and lines beside polygons are left out: they hold no
+    pixel.
 
     Args:
         segmentation: as the file states it.
         rows: of the image.
         columns: of the image.
+        counts: what was left out is added to it.
 
     Returns:
         None if no mask is stated: missing, empty, or without counts. A mask without a pixel is returned as such.
@@ -58,7 +61,10 @@ def rle_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
         return None
     if isinstance(segmentation, dict) and "counts" in segmentation:
         return _from_counts(segmentation, rows, columns)
-    polygons = [polygon for polygon in _polygons(segmentation) if _is_area(polygon, rows, columns)]
+    stated = _polygons(segmentation)
+    polygons = [polygon for polygon in stated if _is_area(polygon, rows, columns)]
+    if counts is not None and len(polygons) < len(stated):
+        counts[_LEFT_OUT] = counts.get(_LEFT_OUT, 0) + len(stated) - len(polygons)
     if not polygons:
         raise UserError(f"segmentation {_short(segmentation)}: no polygon has three points; wanted: {_WANTED}")
     ends = np.concatenate(polygons)
@@ -70,9 +76,9 @@ def rle_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
     return dict(coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], rows, columns)))
 
 
-def mask_of(segmentation: Any, rows: int, columns: int) -> RLE | None:
+def mask_of(segmentation: Any, rows: int, columns: int, counts: dict[str, int] | None = None) -> RLE | None:
     """`rle_of` for ground truth: None also if the mask has no pixel, as such an instance cannot be found."""
-    rle = rle_of(segmentation, rows, columns)
+    rle = rle_of(segmentation, rows, columns, counts)
     return rle if rle is not None and coco_mask.area(rle) else None
 
 
@@ -130,8 +136,9 @@ def _from_counts(segmentation: RLE, rows: int, columns: int) -> RLE | None:
     if counts is None or len(counts if isinstance(counts, str | list | bytes) else "x") == 0:
         return None
     if size is None or list(size if isinstance(size, list | tuple) else ()) != [rows, columns]:
-        hint = ": rows come first" if size == [columns, rows] else ""
-        raise UserError(f"run lengths of size {_short(size)} in an image of {rows} x {columns} (rows x columns){hint}")
+        hint = ": rows come first" if size == [columns, rows] else f": write 'size': [{rows}, {columns}]"
+        stated = "without a size" if size is None else f"of size {_short(size)}"
+        raise UserError(f"run lengths {stated} in an image of {rows} x {columns} (rows x columns){hint}")
     whole = {"size": [rows, columns]}
     if isinstance(counts, list):
         return dict(coco_mask.frPyObjects({**whole, "counts": _whole_numbers(counts, rows * columns)}, rows, columns))
@@ -160,7 +167,7 @@ def _whole_numbers(counts: list[Any], pixels: int) -> list[int]:
         is_bytes = 0 <= numbers.min() and numbers.max() < 256
         if is_bytes and _fits(bytes(numbers.astype(np.uint8)), pixels):
             raise UserError(f"counts {_short(counts)}: byte values of compressed counts, {_AS_BYTES}")
-        raise UserError(f"run lengths that add up to {numbers.sum():g} pixels, not {pixels}")
+        raise UserError(f"run lengths that add up to {numbers.sum():g} pixels, not {pixels}: {_WRITTEN_BY}")
     whole: list[int] = numbers.astype(np.int64).tolist()
     return whole
 
@@ -189,18 +196,18 @@ def check_run_lengths(counts: bytes, pixels: int) -> None:
     values = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((values & 32) == 0)
     if not len(ends) or ends[-1] != len(values) - 1 or values.min() < 0 or values.max() > 63:
-        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded")
+        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded: {_WRITTEN_BY}")
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
     if place.max() > 6:
-        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded")
+        raise UserError(f"compressed run lengths {_short(counts)} cannot be decoded: {_WRITTEN_BY}")
     changes = np.add.reduceat((values & 31) << (5 * place), starts)
     changes -= ((values[ends] & 16) != 0) * (np.int64(1) << (5 * (place[ends] + 1)))  # sign extension
     runs = changes.copy()
     for parity in (1, 2):  # from the fourth on, each is the difference to the last but one
         runs[parity::2] = np.cumsum(changes[parity::2])
     if runs.min() < 0 or runs.sum() != pixels:
-        raise UserError(f"run lengths that add up to {runs.sum()} pixels, not {pixels}")
+        raise UserError(f"run lengths that add up to {runs.sum()} pixels, not {pixels}: {_WRITTEN_BY}")
 
 
 def _malformed(found: Any) -> UserError:

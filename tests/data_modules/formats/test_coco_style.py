@@ -4,6 +4,7 @@ import json
 
 import pytest
 from own_exports import STEMS, write_coco
+from PIL import Image
 
 from data_modules import CoTraining
 from data_modules.formats import CocoBoxes, CocoInstances, HoldOut
@@ -77,6 +78,31 @@ def test_train_file_against_val_file(change, tmp_path):
     val = CocoInstances(**FILES | {"annotations": "val.json"}, vocabulary=None)
     with pytest.raises(UserError, match=r"'mine' trains with vocabulary .* and is evaluated with"):
         CoTraining(train={"mine": train}, val={"mine": val}, ratios={"mine": 1}, root=tmp_path)
+
+
+@pytest.mark.parametrize(("orientation", "words"), [("upright", "is turned"), ("stored", "is not turned")])
+def test_exif_orientation_is_listed(orientation, words, change, tmp_path):
+    change()
+    path = tmp_path / f"mine/images/{STEMS[0]}.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+    reader = CocoInstances(**FILES, vocabulary=None, orientation=orientation)
+    reader.setup(tmp_path)
+    (problem,) = examine(reader, 0).problems
+    assert problem.kind == "EXIF orientation"
+    assert words in problem.message
+    assert not examine(reader, 1).problems
+
+
+def test_an_image_that_is_listed_twice(change, tmp_path):
+    def edit(content):
+        content["images"].append(content["images"][0] | {"id": 77})
+
+    change(edit)
+    words = f"the images 0, 77 are all '{STEMS[0]}.jpg': give all of its annotations to one of them"
+    with pytest.raises(UserError, match=words):
+        CocoInstances(**FILES, vocabulary=None).setup(tmp_path)
 
 
 def test_names_of_another_form(change, tmp_path):

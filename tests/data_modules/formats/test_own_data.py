@@ -183,10 +183,8 @@ def test_folders_of_masks_as_maps(mask_root):
 
 def test_black_masks_are_instances_without_a_mask(mask_root):
     cv2.imwrite(str(mask_root / "mine/masks/a/pot_2.png"), np.zeros((8, 12), np.uint8))
-    reader, told = masks(), []
-    reader.locate(mask_root)
-    reader.read(lambda message, benign=False: told.append((message, benign)))
-    assert told == [(f"{mask_root / 'mine/masks/a/pot_2.png'}: no pixel is above 0", True)]
+    reader = ready(masks(), mask_root)
+    assert reader.doubts(0) == [f"{mask_root / 'mine/masks/a/pot_2.png'}: no pixel is above 0"]
     assert [rle is None for rle in reader.load(0)[1].rles] == [False, True, False, False, False, False]
     assert len(ready(masks(tasks=["panoptic"]), mask_root).load(0)[1]) == 2
 

@@ -55,6 +55,13 @@ def test_polygons_are_read_as_what_they_plainly_are(segmentation, polygons):
     assert rle_of(segmentation, *SIZE) == drawn(*polygons)
 
 
+def test_what_is_left_out_of_a_mask_is_counted():
+    counts = {}
+    for segmentation in ([FLAT, [48.0, 24.0], [1.0, 1.0, 90.0, 45.0]], [FLAT], [FLAT, [3.0, 4.0]]):
+        rle_of(segmentation, *SIZE, counts)
+    assert counts == {"points_and_lines_beside_polygons": 3}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_run_lengths_in_their_forms(seed):
     mask = some_mask(seed)
@@ -111,7 +118,7 @@ RIGHT = encode_mask(some_mask())["counts"]
         ({"size": [48, 96], "counts": [10**30]}, "not all whole numbers|add up to"),
         ({"size": [48, 96], "counts": 5}, "counts 5; wanted"),
         ({"size": [96, 48], "counts": [4608]}, r"size \[96, 48\] in an image of 48 x 96 .*rows come first"),
-        ({"counts": [4608]}, "run lengths of size None in an image of 48 x 96"),
+        ({"counts": [4608]}, "run lengths without a size in an image of 48 x 96 .*write 'size'"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_wanted(segmentation, words):
