@@ -6,9 +6,11 @@ import ast
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 VERBS = {
     "fit": "dataseg.cli.co_training",
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dataseg.cli.errors import exit_status  # not at the top: help needs no torch
     from dataseg.io.shipped import require_own_packages
 
+    warnings.formatwarning = _format_warning
     subcommand = [_SUBCOMMANDS[verb]] if verb in _SUBCOMMANDS else []
 
     def run() -> int:
@@ -56,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
     return exit_status(run)
+
+
+_format = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+    """What is said to the user in one line; what is said to programmers with the line of code that it is about."""
+    return f"warning: {message}\n" if issubclass(category, UserWarning) else _format(message, category, *where)
 
 
 def usage() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,19 +14,23 @@ from dataseg.structures import UserError
 
 KEY = "extends"
 
+_FILE_OF_CONF = re.compile(r"(?<![^\s=:,'\"{\[])conf/[^\s,'\"}\]]+\.yaml")
+"""Also within a value: ``--data.val={coco: conf/data/coco_val.yaml}``."""
+
 
 def expand(args: Sequence[str]) -> list[str]:
     """Put the files of an experiment's name, and the file that each ``--config`` extends, ahead of it.
 
     Args:
         args: of the command line; ``--config FILE``, ``--config=FILE`` and likewise ``--exp`` are looked at. ``--exp``
-            stands for files, see `named`, unless a ``--config`` comes before it: then it is only a name.
+            stands for files, see `named`, unless a ``--config`` comes before it: then it is only a name. Files of
+            ``conf/`` in any argument are found as `dataseg.io.shipped.find` does.
 
     Raises:
         UserError: a file that is missing, is no YAML, or extends itself; or a setting that has another name today.
     """
     expanded: list[str] = []
-    words = iter(args)
+    words = (_FILE_OF_CONF.sub(lambda path: str(find(path[0])), word) for word in args)
     for word in words:
         if word in ("--config", "--exp"):
             word = f"{word}={next(words, '')}"

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import warnings
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -71,3 +72,11 @@ def test_arguments_that_cannot_be_understood():
     with pytest.raises(SystemExit) as stop:
         main(["merge-shards", "--nix"])
     assert stop.value.code == 2
+
+
+def test_warnings_to_the_user_are_one_line(monkeypatch):
+    monkeypatch.setattr(merge_shards, "main", lambda arguments: 0)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert main(["merge-shards"]) == 0
+    assert warnings.formatwarning("what to know", UserWarning, "file.py", 3) == "warning: what to know\n"
+    assert "file.py:3" in warnings.formatwarning("old name", DeprecationWarning, "file.py", 3)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dataseg.config.extends import expand, lineage
+from dataseg.io.shipped import find
 from dataseg.structures import UserError
 
 
@@ -79,3 +80,17 @@ def test_files_of_one_s_own_extend_the_project_s(tmp_path, monkeypatch):
     assert [p.stem for p in lineage(Path("loose.yaml"))] == ["base", "mini_all", "loose"]
     write(tmp_path / "conf" / "exp", mini_ade="x: 1")
     assert [p.stem for p in lineage(Path("conf/exp/mine.yaml"))] == ["mini_ade", "mine"]
+
+
+def test_files_of_conf_are_found_within_values_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value, shipped = "{coco: conf/data/coco_val.yaml, ade: own/conf/data/a.yaml}", find("conf/data/coco_val.yaml")
+    assert shipped.is_file()
+    assert expand([f"--data.val={value}", "--x", value]) == [
+        f"--data.val={{coco: {shipped}, ade: own/conf/data/a.yaml}}",
+        "--x",
+        f"{{coco: {shipped}, ade: own/conf/data/a.yaml}}",
+    ]
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    write(tmp_path / "conf" / "data", coco_val="x: 1")
+    assert expand([f"--data.val={value}"]) == [f"--data.val={value}"]
