@@ -95,11 +95,15 @@ def page(demo: Demo, folder: Path) -> gr.Blocks:
         with gr.Row():
             image = gr.Image(label="image", type="numpy", sources=["upload", "clipboard"], height=360, elem_id="image")
             with gr.Column():
-                with gr.Row(visible=bool(demo.readers)):
-                    dataset = gr.Dropdown(list(demo.readers), label="validation set", elem_id="dataset", min_width=140)
-                    number = gr.Number(0, label="image", precision=0, minimum=0, elem_id="number", min_width=80)
-                    take = gr.Button("take", elem_id="take", min_width=80)
-                    following = gr.Button("next", elem_id="next", min_width=80)
+                with gr.Group(visible=bool(demo.readers)):
+                    with gr.Row():
+                        dataset = gr.Dropdown(
+                            list(demo.readers), label="validation set", elem_id="dataset", min_width=140
+                        )
+                        number = gr.Number(0, label="number", precision=0, minimum=0, elem_id="number", min_width=80)
+                    with gr.Row():
+                        take = gr.Button("take this image", size="md", elem_id="take", min_width=120)
+                        following = gr.Button("take the next", size="md", elem_id="next", min_width=120)
                 names = gr.Dropdown([*demo.datasets, OWN_NAMES], label="classes of", elem_id="names")
                 words = gr.Textbox(
                     label="class names, separated by commas",
@@ -203,6 +207,7 @@ def serve(demo: Demo, host: str, port: int) -> None:
                 server_name=host,
                 server_port=port,
                 share=False,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css_paths=_FOLDER / "demo.css",
                 footer_links=[],
                 quiet=True,

@@ -289,10 +289,10 @@ class Predictor:
         if self._text is None or (self._text.encoder is None and missing):
             more = f" and {len(words) - _MOST_WORDS:,} more" if len(words) > _MOST_WORDS else ""
             raise UserError(
-                f"the model has no text vectors of {missing[:10]}, and no text encoder to make them: load it with the"
-                " encoder it was trained with (dataseg.load(path, encoder=...), --encoder on the command line), which"
-                f" is {self._names.metadata.get('encoder')}; or choose among the words it has vectors of:"
-                f" {', '.join(words[:_MOST_WORDS])}{more}"
+                f"the model has no text vectors of {missing[:10]}; words it has vectors of:"
+                f" {', '.join(words[:_MOST_WORDS])}{more}. Others need the text encoder that it was trained with"
+                " (dataseg.load(path, encoder=...), --encoder on the command line), which is"
+                f" {self._names.metadata.get('encoder')}"
             )
         vectors = self._text.embed(names)
         wanted = self._names.metadata.get("weights_sha256")
