@@ -25,7 +25,7 @@ from data_modules.layout import (
     tell_skipped,
 )
 from data_modules.loaders import Stream, evaluation_loader, names_of
-from data_modules.mini import MiniSpec, ensure
+from data_modules.mini import MiniSpec, ensure_wanted
 from data_modules.sampling import Schedule, blocks, share_out, tempered
 from data_modules.survey import survey
 from data_modules.transforms import TrainTransform
@@ -63,7 +63,7 @@ class CoTraining(LightningDataModule):
             named, "skip" puts the dataset's next sample in its place. Evaluation always stops.
         missing: what becomes of an evaluation set whose files are not there: "stop" ends the run, "skip" leaves the
             set out, with one warning for all of them. Training sets, and at least one evaluation set, must be there.
-        mini: make the mini suite below ``root`` if it is not there.
+        mini: make the mini suite in ``root`` if it is not there; see `data_modules.mini.ensure_wanted`.
         cache: folder for indexes of large annotation files; None = ``$DATASEG_CACHE``, else the user's cache folder.
     """
 
@@ -166,7 +166,7 @@ class CoTraining(LightningDataModule):
         """
         if self.missing == "stop":
             return self._val
-        self._ensure_mini()
+        self.make_mini()
         present, self._skipped = split_missing(self._val, self.root)
         return present
 
@@ -213,12 +213,17 @@ class CoTraining(LightningDataModule):
         Raises:
             UserError: as `setup`.
         """
-        self._ensure_mini()
+        self.make_mini()
         self._locate(self._wanted(stage))
 
-    def _ensure_mini(self) -> None:
+    def make_mini(self) -> None:
+        """Make the mini suite if it is wanted and not there.
+
+        Raises:
+            UserError: see `ensure_wanted`.
+        """
         if self.mini is not None:
-            ensure(self.root, self.mini)
+            ensure_wanted(self.root, self.mini)
 
     def setup(self, stage: str) -> None:
         """Find the datasets this stage needs, all of them before any is read, then index them.

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.records import Advance
 from data_modules.annotation_index.table import Index
 from dataseg.io.atomic import replacing
-from dataseg.io.cache import cache_folder
+from dataseg.io.cache import cache_folder, foreign
+from dataseg.io.lock import alone
 from dataseg.io.zip_archive import split
 from dataseg.structures import UserError
 
@@ -45,7 +45,8 @@ def build_index(
     """The index of an annotation file, from the cache if it has been built before.
 
     Small files are read anew each time. A cached index belongs to the file's path, size and time of change, to
-    ``settings`` and to `READER_VERSION`; it is complete or not there.
+    ``settings`` and to `READER_VERSION`; it is complete or not there. One that others could have made (see
+    `dataseg.io.cache.foreign`) is not used, nor one whose hash is another than was noted.
 
     Args:
         source: annotation file, which may lie in a zip archive.
@@ -64,11 +65,15 @@ def build_index(
     what = _digest({"source": str(source.absolute()), **settings})
     slug = re.sub(r"[^A-Za-z0-9]+", "-", source.stem)[:40].strip("-") or "index"
     folder = cache_folder("indexes") / f"{slug}-{what}-{_digest({'state': state, 'version': READER_VERSION})}"
+    outermost = source if (place := split(source)) is None else place[0].outermost
+    if folder.exists() and (why := foreign(folder, outermost)):
+        log.warning("%s, so it is not used: others could have changed it", why)
+        folder = folder.with_name(f"{folder.name}-u{os.getuid()}")
     if (opened := _open(folder)) is not None:  # without the lock, which a read-only cache refuses
         return opened
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, source):
+        with alone(folder.with_name(folder.name + ".lock"), f"index of {source}"):
             opened = _open(folder)
             if opened is None:
                 _build(folder, source, size, batches)
@@ -97,28 +102,15 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-@contextmanager
-def _alone(folder: Path, source: Path) -> Iterator[None]:
-    """Hold the lock of one index; say so where another process has it."""
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process builds its index, waiting", source)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _open(folder: Path) -> tuple[Index, Counts] | None:
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if about["blake2b"] != _hash(folder / "index.arrow"):
+            raise ValueError("its hash is another than was noted")
         return Index.open(folder / "index.arrow"), dict(about["counts"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         log.warning("%s is damaged (%s): building it anew", folder, error)
         return None
 
@@ -140,8 +132,16 @@ def _build(folder: Path, source: Path, size: int, batches: Batches) -> None:
             assert writer is not None, "a reader gives at least one image"
             writer.close()
         about = {"source": str(source), "reader_version": READER_VERSION, "counts": counts}
+        about["blake2b"] = _hash(temporary / "index.arrow")
         (temporary / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        for path in (temporary, *temporary.iterdir()):  # whatever the umask: see `foreign`
+            path.chmod(0o755 if path.is_dir() else 0o644)
     log.info("%s: indexed in %.0f s, kept in %s", source, time.perf_counter() - start, folder)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextmanager
@@ -168,5 +168,6 @@ def _progress(name: str, size: int) -> Iterator[Advance]:
 def _remove_outdated(folder: Path, what: str) -> None:
     """Indexes of earlier versions of the same file with the same settings. Processes that use them keep them mapped."""
     for other in folder.parent.glob(f"*-{what}-*"):
-        if other.is_dir() and other != folder and not other.name.startswith("."):
+        of_users = {re.sub(r"-u\d+$", "", name) for name in (folder.name, other.name)}  # of this version, by user
+        if other.is_dir() and len(of_users) > 1 and not other.name.startswith("."):
             shutil.rmtree(other, ignore_errors=True)

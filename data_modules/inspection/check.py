@@ -34,7 +34,6 @@ from data_modules.inspection.experiment import Experiment
 from data_modules.inspection.journal import Journal, identity_of, state_of
 from data_modules.inspection.problems import Finding, Problem, SelfScore, examine
 from data_modules.layout import MissingDataError
-from data_modules.mini import ensure
 from data_modules.survey import evenly_spaced, survey
 from dataseg.io.images import ImageArray
 from dataseg.structures import Boxes, UserError
@@ -224,8 +223,7 @@ def check(experiment: Experiment, console: Console | None = None) -> int:
     """The whole check; returns the exit status."""
     console = console or Console()
     data, out = experiment.data, experiment.folder / "data_check"
-    if data.mini is not None:
-        ensure(data.root, data.mini)
+    data.make_mini()
     workers = experiment.option("workers") or data.num_workers
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"),

@@ -14,7 +14,6 @@ from rich.console import Console
 from data_modules.inspection.experiment import Experiment
 from data_modules.inspection.statistics import Statistics, describe
 from data_modules.layout import MissingDataError
-from data_modules.mini import ensure
 from dataseg.experiments.report.html import render
 from dataseg.io.atomic import write_text
 from dataseg.structures import UserError
@@ -26,8 +25,7 @@ def stats(experiment: Experiment, console: Console | None = None) -> int:
     """Describe all datasets and write the page; returns the exit status."""
     console = console or Console()
     data = experiment.data
-    if data.mini is not None:
-        ensure(data.root, data.mini)
+    data.make_mini()
     found = []
     for (role, name), reader in experiment.readers().items():
         try:

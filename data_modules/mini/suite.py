@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from rich.progress import Progress, TaskID
 
 from data_modules.mini import layouts
@@ -17,10 +17,14 @@ from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN, MiniDataset
 from data_modules.mini.scenes import Scene, compose
 from data_modules.mini.settings import Difficulty
 from dataseg.io.atomic import replacing
+from dataseg.io.lock import alone
 from dataseg.structures import UserError
 
 GENERATOR_VERSION = 3
 """To be raised with every change that alters a file."""
+
+DEFAULT_ROOT = Path("mini_suite")
+"""Where experiments have it."""
 
 _MANIFEST = "suite.json"
 _ASPECTS = ((1.0, 1.0), (1.0, 1.125), (1.0, 1.25), (1.125, 1.0), (1.25, 1.0))  # (rows, columns) over the shorter side
@@ -122,6 +126,20 @@ def ensure(root: Path | str, spec: MiniSpec | None = None, progress: bool = True
     return root
 
 
+def ensure_wanted(root: Path, spec: MiniSpec) -> None:
+    """`ensure` for a folder named in a configuration, which may be mistyped.
+
+    Raises:
+        UserError: ``root`` is neither called as `DEFAULT_ROOT` is, nor an earlier suite, nor empty; or as `generate`.
+    """
+    if root.name != DEFAULT_ROOT.name and not root.exists():
+        raise UserError(
+            f"{root}: there is no such folder. The mini suite is made by itself only in a folder called {DEFAULT_ROOT}"
+            f" and in one that is there and empty: mend data.root (DATA), or make it with dataseg mini --out {root}"
+        )
+    ensure(root, spec)
+
+
 def is_complete(root: Path | str, spec: MiniSpec | None = None) -> bool:
     """Whether ``root`` holds the suite of these parameters and this generator, with no file missing."""
     try:
@@ -132,9 +150,9 @@ def is_complete(root: Path | str, spec: MiniSpec | None = None) -> bool:
     return bool(found == (spec or MiniSpec()).manifest and files == _count_files(Path(root)))
 
 
-def _lock(root: Path) -> FileLock:
+def _lock(root: Path) -> AbstractContextManager[None]:
     root.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(root.parent / f".{root.name}.lock")
+    return alone(root.parent / f".{root.name}.lock", f"mini suite {root}")
 
 
 def _count_files(root: Path) -> int:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from data_modules.formats import AdePanoptic, AdeSemantic, CocoPanoptic, Objects365Boxes, Objects365Instances
-from data_modules.mini import Difficulty, MiniSpec, ensure, generate, is_complete, layouts, suite
+from data_modules.mini import Difficulty, MiniSpec, ensure, ensure_wanted, generate, is_complete, layouts, suite
 from data_modules.mini.datasets import ADE, COCO, OBJECTS365, OPEN
 from data_modules.mini.scenes import CLUTTER
 from data_modules.mini.settings import LAYOUTS
 from data_modules.mini.sprites import draw, shift_hue
 from data_modules.mini.textures import STUFF, paint
 from data_modules.mini.things import SHAPES
-from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, Vocabulary
+from dataseg.structures import VOID, Boxes, InstanceMasks, SegmentMap, UserError, Vocabulary
 
 SMALL = MiniSpec(size=96, ade=(4, 6), coco=(121, 4), objects365=(40, 20), open=6, difficulty=Difficulty(crowd=0.3))
 SCENES = (
@@ -407,6 +407,16 @@ def test_foreign_folders_are_never_replaced(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"mini exists and is no mini suite.*suite\.json"):
         ensure(tmp_path / "mini", tiny, progress=False)
     assert (tmp_path / "mini" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_mistyped_folder_is_not_made(tmp_path, tiny):
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder.*dataseg mini --out \S+/nowhere"):
+        ensure_wanted(tmp_path / "nowhere", tiny)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "mini_suite"):
+        ensure_wanted(tmp_path / name, tiny)
+        assert is_complete(tmp_path / name, tiny)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, tiny, monkeypatch):

@@ -46,7 +46,7 @@ def find(experiment: Path, run: str | None) -> Resumption | None:
     Raises:
         UserError: there are checkpoints, and none can be resumed from.
     """
-    run = run or _newest_run(experiment)
+    run = run or newest_run(experiment)
     if run is None:
         return None
     folder = RunFolder(experiment / run).checkpoints
@@ -68,7 +68,7 @@ def find(experiment: Path, run: str | None) -> Resumption | None:
     return None
 
 
-def _newest_run(experiment: Path) -> str | None:
+def newest_run(experiment: Path) -> str | None:
     """The run that was written to last, of those that have a checkpoint; newer ones without are named in a warning."""
     runs = [RunFolder(path) for path in experiment.glob("*") if RunFolder(path).checkpoints.is_dir()]
     runs.sort(key=lambda run: (run.checkpoints.stat().st_mtime_ns, run.path.name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,6 +30,19 @@ class RunFolder:
         """The folder that a checkpoint or replay file of a run was written in."""
         return cls(path.absolute().parent.parent)
 
+    @classmethod
+    def new(cls, experiment: Path) -> Self:
+        """Make the folder of the next ``version_<n>``, which no other process gets."""
+        numbers = [int(path.name[8:]) for path in experiment.glob("version_*") if path.name[8:].isdecimal()]
+        number = max(numbers, default=-1)
+        while True:
+            number += 1
+            try:
+                (experiment / f"version_{number}").mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(experiment / f"version_{number}")
+
     @property
     def experiment(self) -> str:
         """Name of the experiment that the run belongs to."""
@@ -43,6 +56,11 @@ class RunFolder:
     def earlier_config(self, step: int) -> Path:
         """The configuration until a step, after which the run went on with other settings."""
         return self.path / f"config.until_step_{step}.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes to the folder (of several ranks the first); see `dataseg.io.lock`."""
+        return self.path / ".lock"
 
     @property
     def metrics(self) -> Path:

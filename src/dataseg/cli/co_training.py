@@ -14,12 +14,15 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 import yaml
+from filelock import SoftFileLease
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -30,8 +33,11 @@ from dataseg.checkpoint.load import require_checkpoint
 from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.cli.errors import message_of
 from dataseg.config import extends as config_files
+from dataseg.config.build import read_plain
 from dataseg.config.diff import ABOUT_THE_RUN, differences
+from dataseg.config.misspelt import explain
 from dataseg.config.renamed import with_current_names
+from dataseg.io.lock import reserved
 from dataseg.structures import DatasetSpec, UserError
 from dataseg.training.module import CoTrainedSegmenter
 
@@ -53,22 +59,51 @@ def _fetch_nothing(section: Namespace) -> None:
         section[key] = False
 
 
+class _StaysReserved(Callback):
+    """Ends a run that has lost its folder: stopped for minutes, as a laptop that sleeps, it could be another's now."""
+
+    def __init__(self, lease: SoftFileLease) -> None:
+        self.lease = lease
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (lost := self.lease.compromise) is not None:
+            raise UserError(
+                f"the lock {lost.lock_file} is lost ({lost.reason}), so another process may have the run: look whether"
+                " one does, and go on with RESUME=auto"
+            )
+
+
 class CoTrainingCLI(LightningCLI):
     """LightningCLI, the link from data to module, and ``runs/<exp>/<run>/`` as the place of all that a run writes."""
 
     _step: int | None = None  # that is resumed after
+    _lease: SoftFileLease | None = None  # of the run's folder, on the rank that writes there
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self._held:  # until the sub-command has ended, however it does
+            super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Of option names in full: a misspelled ``--trainer.max_step`` is refused, not taken for the next longer."""
-        return super().init_parser(allow_abbrev=False, **kwargs)
+        return super().init_parser(allow_abbrev=False, exit_on_error=False, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Read the arguments, with what their configuration files extend; a checkpoint must be one."""
-        if args is None or isinstance(args, list):
-            words = config_files.expand(sys.argv[1:] if args is None else args)
-            self.config = parser.parse_args(list(_with_folders(words)))
-        else:
-            self.config = parser.parse_object(args)
+        """Read the arguments, with what their configuration files extend; a checkpoint must be one.
+
+        Raises:
+            ArgumentError: they cannot be understood; one line, with the nearest setting where one is not known.
+            UserError: a checkpoint that is none, or see `dataseg.config.extends`.
+        """
+        try:
+            if args is None or isinstance(args, list):
+                words = config_files.expand(sys.argv[1:] if args is None else args)
+                self.config = parser.parse_args(list(_with_folders(words)))
+            else:
+                self.config = parser.parse_object(args)
+        except ArgumentError as error:
+            parsers = parser, *getattr(self, "_subcommand_parsers", {}).values()
+            known = [key for own in parsers for key in own.get_defaults().keys()]
+            raise ArgumentError(None, explain(str(error), known)) from error
         given = self.config.get(self.config.get("subcommand"), {})
         for key in ("ckpt_path", "resume"):
             if given.get(key) not in (None, "auto"):
@@ -93,6 +128,13 @@ class CoTrainingCLI(LightningCLI):
             help="auto: go on from the newest good checkpoint of the run (without --run: of the newest run), or start"
             " if there is none; else a checkpoint",
         )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="of products of float32 matrices on GPUs (torch.set_float32_matmul_precision); for results that repeat"
+            " to the last bit there, --trainer.deterministic=true",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.datasets", compute_fn=_specs, apply_on="instantiate")
 
@@ -100,6 +142,8 @@ class CoTrainingCLI(LightningCLI):
         """Find what to resume and the data's files before a network is built or weights are downloaded."""
         if self.subcommand is None:
             return
+        torch.set_float32_matmul_precision(self.config[self.subcommand].float32_matmul_precision)
+        self._choose_run(self.config[self.subcommand])
         if self.subcommand == "fit":
             self._resume()
         elif self.config[self.subcommand].get("ckpt_path"):
@@ -109,6 +153,25 @@ class CoTrainingCLI(LightningCLI):
         self._prepare_trainer(config)
         if config.ckpt_path or config.model.weights:
             _fetch_nothing(config.model.network)
+
+    def _choose_run(self, config: Namespace) -> None:
+        """Name the run, and reserve its folder for this process before anything in it is read."""
+        experiment = config.runs / config.exp
+        if self.subcommand == "fit" and config.resume == "auto" and config.run is None:
+            config.run = resume.newest_run(experiment)
+        elif self.subcommand == "validate" and config.run and RunFolder(experiment / config.run).checkpoints.exists():
+            config.run = f"{config.run}_eval"  # leaves the training run's scores and configuration as they are
+        if rank_zero_only.rank or config.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        try:
+            folder = RunFolder(experiment / config.run) if config.run else RunFolder.new(experiment)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self._held.callback(_remove_empty, folder.path, experiment)  # of a run that came to nothing
+            remedy = "wait for its end, stop it (SIGTERM: it saves first), or take another RUN"
+            self._lease = self._held.enter_context(reserved(folder.lock, f"run {folder.path}", remedy))
+        except PermissionError as error:
+            raise UserError(f"{experiment} cannot be written to ({error}): take another folder, RUNS=...") from error
+        config.run = folder.path.name
 
     def build_data(self) -> Any:
         """The configuration's data module alone."""
@@ -168,20 +231,17 @@ class CoTrainingCLI(LightningCLI):
     def _configs(self, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Configuration of the run that a checkpoint lies in, empty where that is not known; and of this one."""
         try:
-            then = yaml.safe_load(RunFolder.of_file(checkpoint).config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            then = read_plain(RunFolder.of_file(checkpoint).config)
+        except UserError:
             then = None
         now = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         return with_current_names(then) if isinstance(then, Mapping) else {}, yaml.safe_load(now)
 
     def _prepare_trainer(self, config: Namespace) -> None:
         """TensorBoard's logger names the run's folder; those of ``trainer.logger`` without a folder get that one."""
-        run = config.run
-        if self.subcommand == "validate" and run and RunFolder(config.runs / config.exp / run).checkpoints.exists():
-            run = f"{run}_eval"  # leaves the training run's scores and configuration as they are
         hidden_from = None if self._step is None else self._step + 1  # curves of steps that will be done again
         self._board = TensorBoardLogger(
-            config.runs, name=config.exp, version=run, default_hp_metric=False, purge_step=hidden_from
+            config.runs, name=config.exp, version=config.run, default_hp_metric=False, purge_step=hidden_from
         )
         if config.trainer.enable_progress_bar is False:  # Lightning refuses it beside a callback that is one
             callbacks = config.trainer.callbacks or []
@@ -196,7 +256,10 @@ class CoTrainingCLI(LightningCLI):
         if self.subcommand is not None:  # else there is no run, and the settings are the caller's, as in replay
             others = _as_list(self._get(self.config_init, "trainer.logger"))
             kwargs.setdefault("logger", [self._board, *others])
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._lease is not None:
+            trainer.callbacks.append(_StaysReserved(self._lease))  # type: ignore[attr-defined]
+        return trainer
 
 
 _RUN_FOLDER = ""
@@ -220,6 +283,12 @@ def _as_list(loggers: Any) -> list[Any]:
     if loggers is None or isinstance(loggers, bool):
         return []
     return list(loggers) if isinstance(loggers, list | tuple) else [loggers]
+
+
+def _remove_empty(*folders: Path) -> None:
+    with suppress(OSError):  # something lies in it
+        for folder in folders:
+            folder.rmdir()
 
 
 def _listed(changes: dict[str, list[str]]) -> str:
@@ -301,7 +370,6 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Experim
             run=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False},
         )
     except ArgumentError as error:
         raise UserError(message_of(error) or str(error)) from error

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 
 from dataseg.structures import UserError
+from dataseg.structures.errors import causes, loading_process_died
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -30,7 +32,7 @@ def exit_status(verb: Callable[[], int]) -> int:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ArgumentError) else 1
 
 
 def message_of(error: BaseException) -> str | None:
@@ -43,9 +45,15 @@ def message_of(error: BaseException) -> str | None:
         return f"the disk is full{where}: make room. Checkpoints are whole: a run goes on with RESUME=auto"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, which not every verb imports
         return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())}"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename} cannot be written to: its file system is read-only. Take another folder"
+    if isinstance(error, MemoryError) or loading_process_died(error):
+        what = " ".join(str(error).split())[:200]
+        return (
+            f"memory ran out, or a loading process was killed ({what}): lower data.num_workers, data.prefetch_factor or"
+            " data.batch_size. Checkpoints are whole: a run goes on with RESUME=auto"
+        )
+    cause = next((e for e in causes(error) if isinstance(e, UserError)), None)
     if cause is not None:  # from a loading process it comes with that process's traceback before it
         return str(cause).rpartition("UserError: ")[2].strip()
-    return str(error) if isinstance(error, _PLACES) else None
+    return str(error) if isinstance(error, (*_PLACES, ArgumentError)) else None

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.checkpoint.validate import not_finite
 from dataseg.cli.co_training import CoTrainingCLI
+from dataseg.config.build import read_plain
 from dataseg.config.instantiate import without_downloads
 from dataseg.structures import Batch, UserError
 from dataseg.training.module import CoTrainedSegmenter
@@ -95,9 +95,9 @@ def _load(path: Path) -> Any:
 def _module(config: Path) -> CoTrainedSegmenter:
     """The run's module as its configuration builds it; pretrained weights are not fetched, data are not looked for."""
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{config}: the run's configuration cannot be read ({error}); give it with --config") from error
+        content = read_plain(config)
+    except UserError as error:
+        raise UserError(f"{error}: give the run's configuration with --config") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("model", "data")):
         raise UserError(f"{config}: not the resolved configuration of a run (it has no model and data)")
     kept = {key: without_downloads(content[key]) for key in ("model", "data")}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from dataseg.structures import UserError
 
 T = TypeVar("T")
@@ -144,6 +146,20 @@ class Registry:
             except _MisfitError:
                 continue
         return self._value(last, value, where)
+
+
+def read_plain(path: Path) -> Any:
+    """The content of a YAML file that somebody else may have written.
+
+    Raises:
+        UserError: unreadable, or as `require_plain`.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        require_plain(content, largest=math.inf)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error})") from error
+    return content
 
 
 def require_plain(content: Any, largest: float = LARGEST) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from dataseg.checkpoint.load import read_checkpoint
 from dataseg.checkpoint.run_folder import RunFolder
-from dataseg.config.build import require_plain
+from dataseg.config.build import read_plain
 from dataseg.deployment.model_file import ModelFile
 from dataseg.deployment.network import build_network, network_weights
 from dataseg.deployment.predictor import Predictor
@@ -106,11 +104,7 @@ def config_of(checkpoint: Path) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        require_plain(content, largest=math.inf)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, UserError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({error})") from error
+    content = read_plain(path)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not {"network", "text"} <= model.keys():
         raise UserError(f"{path}: not the resolved configuration of a run (it has no model.network and model.text)")

@@ -302,6 +302,38 @@ def test_damaged_caches_are_built_anew(root, cache):
     assert content(ready(CocoPanoptic(), root)) == expected
 
 
+@pytest.mark.parametrize("part", [".", "index.arrow", "about.json"])
+def test_what_others_could_have_made_is_not_used(root, cache, part, monkeypatch, caplog):
+    expected = content(ready(CocoPanoptic(), root))
+    (folder,) = [p for p in cache.iterdir() if p.is_dir()]
+    (folder / part).chmod(0o777)
+    assert content(ready(CocoPanoptic(), root)) == expected
+    assert "can be written to by others" in caplog.text
+    (folder / part).chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(folder / part, 4321, -1)
+        caplog.clear()
+        assert content(ready(CocoPanoptic(), root)) == expected
+        assert "belongs to user 4321" in caplog.text
+    (own,) = [p for p in cache.iterdir() if p.name.endswith(f"-u{os.getuid()}")]
+    monkeypatch.setattr(build, "_build", lambda *args: pytest.fail("built again"))
+    (folder / part).chmod(0o777)
+    assert content(ready(CocoPanoptic(), root)) == expected
+    assert own.is_dir()
+
+
+def test_a_changed_index_is_built_anew(root, cache, caplog):
+    """Of the same size and still an index."""
+    expected = content(ready(CocoPanoptic(), root))
+    (folder,) = [p for p in cache.iterdir() if p.is_dir()]
+    whole = (folder / "index.arrow").read_bytes()
+    name = expected[0][0].file_name.encode()
+    (folder / "index.arrow").write_bytes(whole.replace(name, b"../" + name[3:]))
+    assert content(ready(CocoPanoptic(), root)) == expected
+    assert "its hash is another than was noted" in caplog.text
+    assert (folder / "index.arrow").read_bytes() == whole
+
+
 def test_a_failed_build_leaves_nothing(root, cache):
     path = root / "objects365/train/zhiyuan_objv2_train.json"
     path.write_text(path.read_text().replace('"category_id": 5', '"category_id": 999'))
@@ -318,7 +350,7 @@ def test_a_cache_that_cannot_be_written_is_named(root, cache):
 
 def test_a_finished_index_needs_no_lock(root, cache, monkeypatch):
     expected = content(ready(CocoPanoptic(), root))
-    monkeypatch.setattr(build, "_alone", lambda *args: pytest.fail("a read-only cache refuses the lock"))
+    monkeypatch.setattr(build, "alone", lambda *args: pytest.fail("a read-only cache refuses the lock"))
     assert content(ready(CocoPanoptic(), root)) == expected
 
 
