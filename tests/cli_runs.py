@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from dataseg.losses.criterion import LOSS_STREAM, MATCHING_STREAM
 from dataseg.losses.points import uniform_points
@@ -151,6 +152,7 @@ def arguments(
 def _run(args: list[str], output: str, environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a run from the command line
     os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # Lightning reads it when it is imported
     stream = open(output, "a", buffering=1)
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)

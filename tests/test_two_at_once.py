@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from cli_runs import arguments, finish, read, start, wait_until
+from cli_runs import arguments, finish, read, start, start_ranks, strategy, wait_until
 from tiny_model import PETS, HashText
 
 from data_modules.mini import MiniSpec, ensure, suite
@@ -55,6 +55,18 @@ def test_runs_without_a_name_get_folders_of_their_own(mini, tmp_path):
     for number in (0, 1):
         folder = tmp_path / "runs" / "mini_all" / f"version_{number}"
         assert json.loads((folder / "metrics.json").read_text())["run"]["step"] == 2
+
+
+def test_ranks_write_to_the_folder_that_the_first_one_has_chosen(mini, tmp_path):
+    """Also where a rank begins when that folder is there already, or an earlier run's."""
+    experiment = tmp_path / "runs" / "mini_all"
+    (experiment / "version_3").mkdir(parents=True)
+    few = ["--run=null", "--trainer.max_steps=2", "--trainer.val_check_interval=2", *strategy("ddp")]
+    ranks = start_ranks([options(mini, tmp_path, f"trace.{rank}", *few) for rank in range(2)], tmp_path / "output")
+    assert [finish(rank) for rank in ranks] == [0, 0], [p.read_text()[-2000:] for p in tmp_path.glob("output.*")]
+    assert [path.name for path in experiment.iterdir() if any(path.iterdir())] == ["version_4"]
+    assert json.loads((experiment / "version_4" / "metrics.json").read_text())["run"]["step"] == 2
+    assert (experiment / "version_4" / "checkpoints" / "last.ckpt").exists()
 
 
 def _together(work, *args):
