@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from callbacks.evaluation import Evaluation
 from callbacks.preemption import Preempted, StopSignals
 from callbacks.weight_average import require_average
 from dataseg.checkpoint.files import BEST, LAST, link, step_files, step_path
@@ -25,8 +28,12 @@ from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.checkpoint.validate import not_finite
 from dataseg.io.atomic import put_in_place, remove, replacing, sync_folder
 from dataseg.structures import UserError
+from dataseg.structures.errors import loading_process_died
 
 log = logging.getLogger(__name__)
+
+MEAN = "score"
+"""`Evaluation`'s mean of the datasets' primary scores."""
 
 MAX_FAILURES = 3
 """So many checkpoints in a row that cannot be written end the run."""
@@ -51,14 +58,15 @@ class Checkpoints(Checkpoint):
         every_n_steps: optimisation steps between checkpoints.
         every_n_minutes: minutes between checkpoints at most; 0 = by steps alone.
         keep_last: how many are kept beside the best.
-        monitor: score of the validation that ``best.ckpt`` has the highest of, a key of `Evaluation.results`.
+        monitor: score of the validation that ``best.ckpt`` has the highest of, a key of `Evaluation.results`. Where a
+            run goes on with another one, or ``score`` is the mean over other datasets, the best is sought anew.
 
     Attributes:
         best_model_path: of ``best.ckpt``; empty until it is written.
     """
 
     def __init__(
-        self, every_n_steps: int = 1000, every_n_minutes: float = 30.0, keep_last: int = 3, monitor: str = "score"
+        self, every_n_steps: int = 1000, every_n_minutes: float = 30.0, keep_last: int = 3, monitor: str = MEAN
     ) -> None:
         if every_n_steps < 1 or keep_last < 1 or every_n_minutes < 0:
             raise UserError(
@@ -71,6 +79,7 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self.best_model_path = ""
         self._best: tuple[float, int] | None = None  # score, step
+        self._best_of: list[str] | None = None  # names of the scores it is the best by; None = not known
         self._folder = Path()
         self._step = 0  # newest that `on_train_batch_end` has seen
         self._saved: int | None = None
@@ -79,11 +88,12 @@ class Checkpoints(Checkpoint):
         self._signals = StopSignals()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": list(self._best) if self._best else None}
+        return {"best": list(self._best) if self._best else None, "best_of": self._best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best"]
         self._best = (float(best[0]), int(best[1])) if best else None
+        self._best_of = state_dict.get("best_of")  # 0.1 has none
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -108,6 +118,10 @@ class Checkpoints(Checkpoint):
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._signals.listen()
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor != MEAN:
+            self._require_score(Evaluation.of(trainer).names())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check(trainer)
@@ -157,9 +171,14 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        score = trainer.callback_metrics.get(self.monitor)
-        value: float = trainer.strategy.broadcast(-math.inf if score is None else float(score))
-        before = self._best
+        scores = trainer.callback_metrics
+        self._require_score(scores)
+        value: float = trainer.strategy.broadcast(float(scores.get(self.monitor, -math.inf)))
+        of = sorted(name for name in scores if "." in name) if self.monitor == MEAN else [self.monitor]
+        if self._best and self._best_of and self._best_of != of:
+            log.warning("best.ckpt was the best by other scores (%s) than those of now", ", ".join(self._best_of))
+            self._best = None
+        before, self._best_of = self._best, of
         is_best = value > (before[0] if before else -math.inf)
         if is_best:
             self._best = (value, trainer.global_step)
@@ -169,6 +188,16 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step and self._saved != trainer.global_step:
             self._save(trainer, pl_module, required=True)
+
+    def _require_score(self, names: Collection[str]) -> None:
+        scores = sorted(name for name in names if "." in name)
+        if self.monitor not in (MEAN, *scores):
+            near = difflib.get_close_matches(self.monitor, scores, n=1)
+            meant = f": did you mean {near[0]}?" if near else "."
+            raise UserError(
+                f"callbacks.Checkpoints: the validation has no score monitor={self.monitor}{meant} It has"
+                f" {MEAN} and {', '.join(scores)}"
+            )
 
     # --------------------------------------------------------------------------------------------------- stopping
 
@@ -235,6 +264,8 @@ class Checkpoints(Checkpoint):
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
         except (OSError, RuntimeError, CheckpointException) as failure:  # a full disk, mostly
+            if loading_process_died(failure):  # which PyTorch tells wherever the process is
+                raise
             error = failure
             trainer.strategy.barrier("the one that save_checkpoint did not reach, where the other ranks wait")
         good: bool = trainer.strategy.reduce_boolean_decision(error is None, all=True)

@@ -78,6 +78,10 @@ class Evaluation(pl.Callback):
             raise UserError(f"trainer.callbacks needs one callbacks.Evaluation, found {len(found)}")
         return found[0]
 
+    def names(self) -> list[str]:
+        """Keys that ``results`` will have; known once a validation has begun, the sanity check's too."""
+        return ["score", *(f"{dataset}.{name}" for (dataset, _), m in self.metrics.items() for name in m.compute())]
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         specs = cast(CoTrainedSegmenter, pl_module).datasets
         if not self.metrics:

@@ -37,10 +37,10 @@ class RunRecord(pl.Callback):
 
     The file holds every score of the newest validation at its top level, ``<dataset>.<score>`` in percent (null
     where undefined), and beside them ``run`` (step of the weights, checkpoint they were loaded from, seed, versions),
-    ``conventions`` (averaging and crowd rule, hash of the class names, text model, post-processing), ``data`` (images
-    of each dataset, and what reading dropped, mended or did not find), ``history`` (the primary scores by step),
-    ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column for each
-    predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in training.
+    ``conventions`` (averaging and crowd rule, hash of the class names, text model, MERGE, post-processing), ``data``
+    (images of each dataset, and what reading dropped, mended or did not find), ``history`` (the primary scores by
+    step), ``per_class`` (percent, and counts) and ``confusion`` (pixels: a row for each ground-truth class, a column
+    for each predicted one, the last for none). ``<run>/progress.json`` tells the step of a run in training.
     """
 
     def __init__(self) -> None:
@@ -173,6 +173,7 @@ def _model(pl_module: Any, spec: DatasetSpec, task: Task) -> dict[str, str]:
         "text": pl_module.text_provenance,
         "resize": spec.resize,
         **({"views": str(spec.views)} if task is Task.SEMANTIC else {}),
+        "merge": pl_module.merge,
         "postprocess": ", ".join(f"{name} {value}" for name, value in options.items()),
     }
 

@@ -9,8 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data_modules.datasets import OnError, TrainDataset
@@ -251,6 +254,30 @@ class CoTraining(LightningDataModule):
             for role, name, reader in readers
             if id(reader) in self._ready
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the trained datasets hold, for `load_state_dict`: fingerprints ``[N]`` by name, on the first rank."""
+        if self.trainer is None or not self.trainer.is_global_zero:
+            return {}
+        return {name: torch.from_numpy(found.view(np.int32)) for name, found in self._fingerprints.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn of trained datasets that are not those that the run was trained on so far."""
+        for name, now in self._fingerprints.items() if self.trainer.is_global_zero else ():
+            then = state_dict[name].numpy().view(np.uint32) if name in state_dict else now
+            both = min(len(then), len(now))
+            differ = int((then[:both] != now[:both]).sum()) + abs(len(then) - len(now))
+            if differ:
+                log.warning(
+                    "%s: %d samples differ from those that the run was trained on so far (%d now, %d then): it does not"
+                    " come out as one that never stopped",
+                    *(name, differ, len(now), len(then)),
+                )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, NDArray[np.uint32]]:
+        ready = {name: reader for name, reader in self.train_readers.items() if id(reader) in self._ready}
+        return {name: reader.fingerprints() for name, reader in ready.items()}  # none where a checkpoint is evaluated
 
     def _wanted(self, stage: str) -> list[tuple[str, Reader]]:
         if stage == "fit" and not self.train_readers:

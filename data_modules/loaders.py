@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from data_modules.formats.reader import Reader
 from data_modules.sampling import Schedule
 from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.structures import Batch, Sample, Task
+from dataseg.structures.segments import outline
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
@@ -70,8 +72,22 @@ class Stream:
     def __iter__(self) -> Iterator[Batch | None]:
         first = self._sampler.start = self.micro_step()
         self._batches = None
+        ahead: list[Batch] = []
         for step in itertools.count(first):
-            yield self._next() if self.schedule.is_on(self.dataset, step) else None
+            if not self.schedule.is_on(self.dataset, step):
+                yield None
+                continue
+            if not ahead:
+                ahead = self._whole_step(step)
+            yield ahead.pop(0)
+
+    def _whole_step(self, micro_step: int) -> list[Batch]:
+        """The batches from a micro-step to the end of its optimisation step; each knows the targets of all of them."""
+        batches = [self._next() for _ in range(self.schedule.accumulate - micro_step % self.schedule.accumulate)]
+        if self.schedule.accumulate > 1:
+            targets = [outline(target) for batch in batches for target in batch.targets]
+            batches = [replace(batch, step_targets=targets) for batch in batches]
+        return batches
 
     def _next(self) -> Batch:
         if self._batches is None:

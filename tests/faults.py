@@ -31,6 +31,7 @@ from cli_runs import arguments, finish, read, start, wait_until  # noqa: E402
 
 from data_modules.mini import MiniSpec, ensure  # noqa: E402
 from dataseg.checkpoint import files, validate  # noqa: E402
+from dataseg.deployment.model_file import read_model  # noqa: E402
 
 STEPS = 4
 OPTIONS = ["--data.batch_size=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"]
@@ -67,6 +68,7 @@ class Bench:
         suite: undamaged data.
         runs: folder of runs, on a small file system of its own if there is one.
         small: whether there is.
+        done: folder of the undisturbed run.
         trace: of the undisturbed run.
         rng: of the fault.
     """
@@ -75,6 +77,7 @@ class Bench:
     work: Path
     runs: Path
     small: bool
+    done: Path
     trace: dict[int, dict] = field(default_factory=dict)
     rng: random.Random = field(default_factory=random.Random)
 
@@ -99,7 +102,16 @@ class Bench:
         return start([*args, *extra], self.output)
 
     def text(self) -> str:
-        return self.output.read_text()
+        return self.output.read_text() if self.output.exists() else ""
+
+    def fill(self, room: int) -> Path:
+        """Leave so many bytes free for runs, if they have a file system of their own; the file that takes the rest."""
+        ballast = self.runs / "ballast"
+        if self.small:
+            with ballast.open("wb") as file, contextlib.suppress(OSError):
+                file.truncate(0)
+                os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(self.runs).free - room))
+        return ballast
 
     def damaged(self) -> Path:
         """A copy of the suite that may be damaged: files are links, to be replaced and not written to."""
@@ -297,14 +309,10 @@ def weights_not_a_number(bench: Bench) -> bool:
 def full_disk(bench: Bench) -> bool:
     """A real one if there is a small file system: what is free is for a few checkpoints at most."""
     room = bench.rng.randint(0, 12 * 2**20)
-    ballast = bench.runs / "ballast"
-    if bench.small:
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
-            file.truncate(0)
-            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(bench.runs).free - room))
+    ballast = bench.fill(room)
     process = bench.begin()
     if bench.rng.random() < 0.3:  # room is made in between
-        wait_until(lambda: "could not be written" in (bench.text() if bench.output.exists() else ""), process, SECONDS)
+        wait_until(lambda: "could not be written" in bench.text(), process, SECONDS)
         ballast.unlink(missing_ok=True)
     code = finish(process, SECONDS)
     text = bench.text()
@@ -340,6 +348,149 @@ def sigterm_during_validation(bench: Bench) -> bool:
     return True
 
 
+def loading_process_killed(bench: Bench) -> bool:
+    """As the kernel does where memory runs out; sometimes the run is asked to stop at the same time."""
+    process = bench.begin(f"--data.num_workers={bench.rng.choice([1, 2])}")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: children.read_text().split(), process, SECONDS)
+    time.sleep(bench.rng.random())
+    with contextlib.suppress(OSError, IndexError):
+        os.kill(int(bench.rng.choice(children.read_text().split())), signal.SIGKILL)
+        if bench.rng.random() < 0.3:
+            os.kill(process.pid, signal.SIGTERM)
+    code = finish(process, SECONDS)
+    checkpoints_are_good(bench)
+    if code == 0:  # it had done its work, or the run was stopped before it was missed
+        require("Traceback" not in bench.text(), f"a traceback: {bench.text()[-800:]}")
+        return True
+    require(code in (1, -signal.SIGTERM), f"ended with {code}: {bench.text()[-800:]}")
+    if code == 1:
+        ends_with_message(bench, "a loading process was killed", "data.num_workers")
+    return True
+
+
+def vanished_data(bench: Bench) -> bool:
+    """Its file system is gone for a while."""
+    suite = bench.damaged()
+    process = bench.begin(f"--data.num_workers={bench.rng.choice([0, 1])}", suite=suite)
+    moment = bench.rng.randrange(STEPS)
+    wait_until(lambda: len(read(bench.work / "run" / "trace")) >= moment, process, SECONDS)
+    suite.rename(suite.with_name("elsewhere"))
+    code = finish(process, SECONDS)
+    suite.with_name("elsewhere").rename(suite)
+    if code != 0:  # else all had been read
+        require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+        ends_with_message(bench, str(suite))
+    shutil.rmtree(suite)
+    return True
+
+
+def replaced_between_stop_and_resume(bench: Bench) -> bool:
+    """Another annotation or image than that which the run began with is told."""
+    suite = bench.damaged()
+    process = bench.begin(suite=suite)
+    wait_until(lambda: bench.folder.exists() and files.step_files(bench.folder), process, SECONDS)
+    process.kill()
+    process.join()
+    if bench.rng.random() < 0.5:
+        name = "o365"
+
+        def change(content: dict) -> None:
+            image = content["annotations"][0]["image_id"]
+            for record in content["annotations"]:
+                record.update({"bbox": [1, 1, 20, 20]} if record["image_id"] == image else {})
+
+        rewrite(suite / "objects365" / "train" / "zhiyuan_objv2_train.json", change)
+    else:
+        _, name, image_id = bench.sample(("ade", "coco", "o365"))
+        path = image_of(suite, name, image_id)
+        replace(path, path.read_bytes() + b"x")
+    code = finish(bench.begin("--resume=auto", suite=suite), SECONDS)
+    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+    require(f"{name}: 1 samples differ" in bench.text(), f"is not told: {bench.text()[-800:]}")
+    return False
+
+
+def clock_set_back(bench: Bench) -> bool:
+    """All that a killed run has left seems to be written in a year."""
+    process = bench.begin()
+    wait_until(lambda: len(read(bench.work / "run" / "trace")) >= 2, process, SECONDS)
+    process.kill()
+    process.join()
+    for path in (bench.runs, *bench.runs.rglob("*")):
+        later = time.time() + 365 * 86400
+        os.utime(path, (later, later), follow_symlinks=False)
+    return True
+
+
+def read_only_runs(bench: Bench) -> bool:
+    """Only where runs have a file system of their own."""
+    if not bench.small:
+        return False
+    mount = ["mount", "-o", "remount,ro", str(bench.runs)]
+    require(subprocess.run(mount, check=False).returncode == 0, "cannot be mounted read-only")
+    try:
+        code = finish(bench.begin(), SECONDS)
+    finally:
+        subprocess.run([*mount[:2], "remount,rw", mount[3]], check=True)
+    require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+    ends_with_message(bench, "read-only")
+    return True
+
+
+def _other_verb(bench: Bench) -> tuple[list[str], Path]:
+    """A verb that writes to the runs' file system, and the file that appears when it is done."""
+    checkpoint = bench.done / "checkpoints" / "last.ckpt"
+    if bench.rng.random() < 0.5:
+        out = bench.runs / "out" / "model.safetensors"
+        return ["export", str(checkpoint), "--out", str(out)], out
+    images = bench.suite / "ADEChallengeData2016" / "images" / "validation"
+    out = bench.runs / "out"
+    return ["predict", "--model", str(checkpoint), "--dataset=coco", f"--images={images}", f"--out={out}"], (
+        out / "predictions.json"
+    )
+
+
+def _can_be_read(file: Path) -> None:
+    if file.suffix == ".safetensors":
+        require(bool(read_model(file).weights), "no weights")
+    else:
+        require(bool(json.loads(file.read_text())["images"]), "no images")
+
+
+def killed_within_another_verb(bench: Bench) -> bool:
+    """What has its final name is whole, and the verb can be done again."""
+    arguments, out = _other_verb(bench)
+    process = start(arguments, bench.output)
+    time.sleep(2.5 * bench.rng.random())
+    process.kill()
+    process.join()
+    for file in out.parent.rglob("*") if out.parent.exists() else ():
+        if not file.name.endswith(".tmp") and ".tmp" not in str(file):
+            require(file.suffix != ".png" or cv2.imread(str(file)) is not None, f"half of {file} was written")
+    if out.exists():
+        _can_be_read(out)
+    code = finish(start(arguments, bench.output), SECONDS)
+    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+    _can_be_read(out)
+    return False
+
+
+def full_disk_in_another_verb(bench: Bench) -> bool:
+    arguments, out = _other_verb(bench)
+    ballast = bench.fill(bench.rng.randint(0, 2**19))
+    code = finish(start(arguments, bench.output), SECONDS)
+    ballast.unlink(missing_ok=True)
+    if code != 0:
+        require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+        ends_with_message(bench, "the disk is full")
+        require(not out.exists(), f"half of {out} was written")
+        code = finish(start(arguments, bench.output), SECONDS)
+    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+    _can_be_read(out)
+    return False
+
+
 KINDS: dict[str, Callable[[Bench], bool]] = {
     "truncated JPEG": truncated_jpeg,
     "missing file": missing_file,
@@ -349,6 +500,13 @@ KINDS: dict[str, Callable[[Bench], bool]] = {
     "NaN weights": weights_not_a_number,
     "full disk while checkpointing": full_disk,
     "SIGTERM during validation": sigterm_during_validation,
+    "loading process killed": loading_process_killed,
+    "data folder vanishes": vanished_data,
+    "dataset replaced before resuming": replaced_between_stop_and_resume,
+    "clock set back": clock_set_back,
+    "read-only folder of runs": read_only_runs,
+    "killed within export, predict": killed_within_another_verb,
+    "full disk in export, predict": full_disk_in_another_verb,
 }
 
 
@@ -372,18 +530,21 @@ class Result:
         return "\n".join([head, *rows, total, *self.broken])
 
 
-def campaign(count: int, seed: int, work: Path, small: Path | None, resumed_share: float, say=print) -> Result:
-    """Inject faults, in turn of all kinds."""
+def campaign(
+    count: int, seed: int, work: Path, small: Path | None, resumed_share: float, kinds=(), say=print
+) -> Result:
+    """Inject faults, in turn of all kinds, or of those named."""
     spec = MiniSpec(seed=3, size=64, ade=(6, 3), coco=(8, 3), objects365=(8, 5))
     suite = ensure(work / "mini", spec, progress=False)
-    bench = Bench(suite, work, small or work / "runs", small is not None)
+    bench = Bench(suite, work, small or work / "runs", small is not None, work / "done")
     bench.runs.mkdir(exist_ok=True)
     bench.clear()
     require(finish(bench.begin(), SECONDS) == 0, "the undisturbed run failed")
     bench.trace = {e["batch"]: e for e in read(work / "run" / "trace") if "batch" in e}
+    shutil.copytree(bench.folder.parent, bench.done, symlinks=True)
     result, begun = Result(), time.monotonic()
     for number in range(count):
-        kind = list(KINDS)[number % len(KINDS)]
+        kind = (kinds or list(KINDS))[number % len(kinds or KINDS)]
         bench.rng = random.Random(f"{seed} {number}")
         bench.clear()
         try:
@@ -403,6 +564,7 @@ def campaign(count: int, seed: int, work: Path, small: Path | None, resumed_shar
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resumed", type=float, default=0.2, help="share of the runs that is mended and resumed")
     parser.add_argument("--small", type=Path, default=None, help=argparse.SUPPRESS)
@@ -420,7 +582,7 @@ def main() -> int:
             shutil.rmtree(work, ignore_errors=True)
             return code
     print("full disks are", "real" if options.small else "not injected: no file system can be mounted here")
-    result = campaign(options.count, options.seed, work, options.small, options.resumed)
+    result = campaign(options.count, options.seed, work, options.small, options.resumed, options.kinds)
     print(result)
     shutil.rmtree(work, ignore_errors=True)
     return 1 if result.broken else 0

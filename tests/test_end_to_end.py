@@ -68,7 +68,7 @@ def test_metrics_of_every_data_set(run):
     assert metrics["history"][-1]["step"] == 9
     assert set(metrics["per_class"]) == {"ade.semantic", "coco.panoptic", "ade_panoptic.panoptic", "o365.instance"}
     for convention in metrics["conventions"].values():
-        assert {"averaging", "crowd", "vocabulary", "text"} <= set(convention)
+        assert {"averaging", "crowd", "vocabulary", "text", "merge", "postprocess"} <= set(convention)
 
 
 def test_resolved_configuration_stands_beside(run):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +148,20 @@ class _Part:
                 self.ends = column.offsets.to_numpy()
                 self.columns[name.removeprefix("segment_")] = _view(column.values, name == "segment_is_crowd")
 
+    def fingerprints(self) -> NDArray[np.uint32]:
+        """See `Index.fingerprints`."""
+        names = [crc32(self.ids[k] + b" " + self.file_names[k]) for k in range(len(self.heights))]
+        found = np.array(names, dtype=np.uint64)
+        found += 3 * self.heights.astype(np.uint64) + 5 * self.widths.astype(np.uint64)
+        for number, column in enumerate(self.columns.values(), 1):
+            if isinstance(column, np.ndarray):
+                rows = column.reshape(len(column), -1).astype(np.float32).view(np.uint32).astype(np.uint64)
+                factors = (2 * np.arange(rows.shape[1], dtype=np.uint64) + 1) * np.uint64(2654435761 * number)
+                sums = np.zeros(len(rows) + 1, dtype=np.uint64)
+                np.cumsum((rows * factors).sum(axis=1, dtype=np.uint64), out=sums[1:])
+                found += sums[self.ends[1:]] - sums[self.ends[:-1]]
+        return (found ^ (found >> np.uint64(32))).astype(np.uint32)
+
 
 def _packed(column: pa.LargeBinaryArray) -> Packed:
     _, ends, data = column.buffers()
@@ -225,6 +240,10 @@ class Index:
     def has(self, name: str) -> bool:
         """Whether there is a numeric column of this name."""
         return bool(self._parts) and isinstance(self._parts[0].columns.get(name), np.ndarray)
+
+    def fingerprints(self) -> NDArray[np.uint32]:
+        """A number of each image, ``[N]``, that depends on its names, its size and its segments' numbers."""
+        return np.concatenate([part.fingerprints() for part in self._parts])
 
     def lengths(self) -> NDArray[np.int64]:
         """How many segments each image has, ``[N]``."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeVar
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,10 @@ Overlaps = Literal["smaller_on_top", "later_on_top"]
 
 
 K = TypeVar("K")
+
+
+STAT_FILES = 20_000
+"""Samples of a dataset whose files are looked at for its fingerprints."""
 
 
 class SegmentSizes(NamedTuple):
@@ -212,6 +217,18 @@ class Reader(ABC):
         """What is doubtful about the annotations of one image, though they can be read; names file and remedy."""
         return []
 
+    def fingerprints(self) -> NDArray[np.uint32]:
+        """A number of each sample, ``[N]``, by which it is seen whether a dataset is the one that a run began with.
+
+        It depends on names and, of up to `STAT_FILES` samples, on the sizes of their files: on network storage more
+        would take minutes.
+        """
+        return np.array([crc32(self._trace(index).encode()) for index in range(len(self))], dtype=np.uint32)
+
+    def _trace(self, index: int) -> str:
+        files = self.files(index) if len(self) <= STAT_FILES else []
+        return f"{self.image_id(index)} {[file.stat().st_size for file in files if file.is_file()]}"
+
     def sizes(self) -> SegmentSizes | None:
         """Class and area of every segment, if they are known without opening an image."""
         return None
@@ -271,6 +288,10 @@ class IndexedReader(Reader):
 
     def files(self, index: int) -> list[Path]:
         return [self.image_path(self.index.image(index).file_name)]
+
+    def fingerprints(self) -> NDArray[np.uint32]:
+        found = self.index.fingerprints()
+        return found ^ super().fingerprints() if len(self) <= STAT_FILES else found
 
     def sizes(self) -> SegmentSizes | None:
         if self.index.has("area"):

@@ -18,10 +18,11 @@ from dataseg.structures import UserError
 
 
 class Model(pl.LightningModule):
-    """A line; ``score`` goes up and down."""
+    """A line; ``score`` and ``a.pq`` go up and down, other scores down and up."""
 
-    def __init__(self, scores=(1.0, 3.0, 2.0)):
+    def __init__(self, scores=(1.0, 3.0, 2.0), others=()):
         super().__init__()
+        self.others = others
         self.layer = torch.nn.Linear(2, 1)
         self.scores = list(scores)
         self.validations = 0
@@ -34,7 +35,8 @@ class Model(pl.LightningModule):
 
     def on_validation_epoch_end(self):
         if self.scores:
-            self.log("score", self.scores[self.validations % len(self.scores)])
+            score = self.scores[self.validations % len(self.scores)]
+            self.log_dict({"score": score, "a.pq": score, **dict.fromkeys(self.others, -score)})
         self.validations += 1
 
     def configure_optimizers(self):
@@ -100,6 +102,28 @@ def test_a_run_in_another_folder_has_a_best_of_its_own(tmp_path):
     source = tmp_path / "a" / "checkpoints" / "step-8.ckpt"
     fit(tmp_path / "b", Checkpoints(every_n_steps=5), model=Model(scores=[0.0]), ckpt=source)
     assert torch.load(tmp_path / "b" / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_the_best_by_another_score(tmp_path):
+    callback = Checkpoints(every_n_steps=5, monitor="b.miou")
+    fit(tmp_path, callback, model=Model(others=["b.miou"]))
+    assert torch.load(callback.best_model_path, weights_only=True)["global_step"] == 4
+
+
+def test_a_score_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no score monitor=a\.qp: did you mean a\.pq\? It has score and a\.pq, b\.miou$"
+    ):
+        fit(tmp_path, Checkpoints(every_n_steps=5, monitor="a.qp"), model=Model(others=["b.miou"]))
+
+
+@pytest.mark.parametrize("changed", [{"monitor": "b.miou"}, {}], ids=["another score", "the mean over other datasets"])
+def test_the_best_by_other_scores_is_not_compared(tmp_path, caplog, changed):
+    fit(tmp_path, Checkpoints(every_n_steps=5), steps=8)
+    resumed = {"model": Model(scores=[0.0], others=["b.miou"]), "ckpt": tmp_path / "checkpoints" / "step-8.ckpt"}
+    fit(tmp_path, Checkpoints(every_n_steps=5, **changed), **resumed)
+    assert "best by other scores (a.pq) than those of now" in caplog.text
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 12
 
 
 def test_newer_files_of_an_abandoned_course_are_set_aside(tmp_path, caplog):
@@ -252,7 +276,7 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
 
 def test_state_is_plain(tmp_path):
     callback = Checkpoints()
-    assert json.loads(json.dumps(callback.state_dict())) == {"best": None}
+    assert json.loads(json.dumps(callback.state_dict())) == {"best": None, "best_of": None}
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):

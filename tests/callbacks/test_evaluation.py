@@ -25,7 +25,7 @@ class Module(pl.LightningModule):
             "ade": DatasetSpec(VOCABULARY, (Task.SEMANTIC, Task.PANOPTIC)),
             "train_only": DatasetSpec(VOCABULARY),
         }
-        self.text_provenance = "none"
+        self.text_provenance, self.merge, self.postprocess = "none", "targets", PostProcessor()
 
 
 class Logger:
@@ -124,7 +124,10 @@ def test_record_is_written_whole_and_its_history_survives_a_checkpoint(trainer, 
     assert content["per_class"]["ade.panoptic"]["sky"]["pq"] == 100.0
     assert content["per_class"]["ade.panoptic"]["sky"]["tp"] == 1
     assert content["confusion"]["ade"] == [[12, 0, 0], [0, 12, 0]]
-    assert content["conventions"]["ade.semantic"]["vocabulary"] == VOCABULARY.digest
+    semantic, panoptic = (content["conventions"][f"ade.{task}"] for task in ("semantic", "panoptic"))
+    assert semantic["vocabulary"] == VOCABULARY.digest
+    assert (semantic["merge"], semantic["postprocess"]) == ("targets", "merge sum, resize masks")
+    assert panoptic["postprocess"] == "score_threshold 0.8, overlap_threshold 0.8, mask_threshold 0.5"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]  # no temporary file is left
     resumed = RunRecord()
     resumed.load_state_dict(record.state_dict())

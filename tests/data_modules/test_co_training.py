@@ -1,3 +1,5 @@
+import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -108,6 +110,24 @@ def test_resume_goes_on_with_the_next_sample(fake_root, tmp_path, workers):
     whole = fit(make(fake_root), tmp_path, steps=9, save_at=4).seen
     checkpoint = next((tmp_path / "ckpt").glob("*step=4.ckpt"))
     assert fit(make(fake_root, num_workers=workers), tmp_path, steps=9, ckpt=checkpoint).seen == whole[4:]
+
+
+def test_data_that_are_not_those_of_before_are_told_on_resuming(fake_root, tmp_path, caplog):
+    root = shutil.copytree(fake_root, tmp_path / "data")
+    fit(make(root), tmp_path, steps=3, save_at=2)
+    checkpoint = next((tmp_path / "ckpt").glob("*step=2.ckpt"))
+    fit(make(root), tmp_path, steps=3, ckpt=checkpoint)
+    assert "samples differ" not in caplog.text
+    boxes = next(root.rglob("zhiyuan_objv2_train.json"))
+    content = json.loads(boxes.read_text())
+    content["annotations"][0]["bbox"] = [1, 1, 5, 5]
+    boxes.write_text(json.dumps(content))
+    image = sorted((root / "ADEChallengeData2016" / "images" / "training").iterdir())[0]
+    image.write_bytes(image.read_bytes() + b"x")
+    fit(make(root), tmp_path, steps=3, ckpt=checkpoint)
+    assert "ade: 1 samples differ from those that the run was trained on so far (5 now, 5 then)" in caplog.text
+    assert "o365: 1 samples differ" in caplog.text
+    assert "coco" not in caplog.text
 
 
 @pytest.mark.parametrize("batches", [3, 4])
@@ -313,7 +333,7 @@ def test_one_evaluation_set_must_be_there(tmp_path):
 def test_mini_sets_are_made_before_any_is_found_missing(tmp_path):
     spec = MiniSpec(size=32, ade=(1, 1), coco=(1, 1), objects365=(1, 1), open=1)
     val = {"ade": AdeSemantic(split="validation", vocabulary="mini_ade"), "other": CocoPanoptic(root="elsewhere")}
-    data = make(tmp_path / "mini", train={}, ratios={}, val=val, missing="skip", mini=spec)
+    data = make(tmp_path / "mini_suite", train={}, ratios={}, val=val, missing="skip", mini=spec)
     assert data.val_names == ["ade"]
 
 

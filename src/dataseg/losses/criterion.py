@@ -139,7 +139,9 @@ class Criterion(nn.Module):
 
         Args:
             proposals: one per layer, of the whole batch.
-            batch: targets are those after MERGE, on the proposals' device.
+            batch: targets are those after MERGE, on the proposals' device. With ``step_targets`` the sums are divided
+                by the mean over the step's batches, equally large, so that the mean of their losses is that of one
+                large batch.
             mean_over_ranks: averages what the sums are divided by, float32 ``[2]``: the number of target segments,
                 for mask terms, of which at least 1 counts as in the official Mask2Former; and the sum of the class
                 weights of all queries, for the class term. The official class term is divided by the rank's own sum,
@@ -162,8 +164,10 @@ class Criterion(nn.Module):
         with torch.autocast(device_type=device.type, enabled=False):
             groups = self._groups(batch, (proposals[0].mask_logits.shape[2], proposals[0].mask_logits.shape[3]))
             counts = [count for group in groups for count in group.targets.counts]
-            normalizers = mean_over_ranks(self._normalizers(counts, proposals[0].class_logits.shape[1], device))
-            segments, class_weights = normalizers[0].clamp(min=1), normalizers[1]
+            of_step = [len(target_labels(target)) for target in batch.step_targets] if batch.step_targets else counts
+            normalizers = mean_over_ranks(self._normalizers(of_step, proposals[0].class_logits.shape[1], device))
+            share = len(counts) / len(of_step)
+            segments, class_weights = normalizers[0].clamp(min=1) * share, normalizers[1] * share
             targets = [group.targets for group in groups]
             matches = self.matcher(proposals, targets, batch.image_ids, representatives)
             losses = {"class": self._class_sum(proposals, targets, matches, representatives) / class_weights}

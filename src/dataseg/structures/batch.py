@@ -57,6 +57,8 @@ class Batch(Movable):
         targets: length B. For training in the frame of the image without its padding.
         image_ids, original_sizes, seeds, is_padding: see `Sample`; length B.
         counts: summed over samples.
+        step_targets: where an optimisation step has several batches on this rank, the targets of all of them, maps
+            without their pixels: losses are divided by what the whole step holds.
     """
 
     dataset: str
@@ -69,6 +71,7 @@ class Batch(Movable):
     seeds: list[int]
     is_padding: list[bool]
     counts: dict[str, int] = field(default_factory=dict)
+    step_targets: list[Target] | None = None
 
     def __post_init__(self) -> None:
         for name in ("sizes", "targets", "image_ids", "original_sizes", "seeds", "is_padding"):

@@ -199,7 +199,7 @@ class CoTrainedSegmenter(pl.LightningModule):
         Proposals that cannot be matched give NaN, connected to all of them in the graph, and ``cost_error`` says why:
         were it raised here, other ranks would wait for this one's gradient.
         """
-        proposals = self.network(batch.images, self._classes(batch.dataset), batch.sizes)
+        proposals = self.network(batch.images, self.classes(batch.dataset), batch.sizes)
         merged, batch, representatives = self._merged(proposals, batch)
         try:
             terms: dict[str, Tensor] = self.criterion(merged, batch, _mean_over_ranks, representatives)
@@ -211,14 +211,16 @@ class CoTrainedSegmenter(pl.LightningModule):
     def _merged(self, proposals: list[Proposals], batch: Batch) -> tuple[list[Proposals], Batch, Tensor | None]:
         """Proposals, batch and representatives (see `Criterion`) after MERGE of the predictions or the targets."""
         is_thing = self.datasets[batch.dataset].vocabulary.is_thing.to(self.device)
+        merge = merge_target if self.merge == "targets" else unmerged_target
+        targets = [merge(target, is_thing, batch.task) for target in batch.targets]
+        step_targets = batch.step_targets and [merge(target, is_thing, batch.task) for target in batch.step_targets]
+        changed = replace(batch, targets=targets, step_targets=step_targets)
         if self.merge == "targets":
-            targets = [merge_target(target, is_thing, batch.task) for target in batch.targets]
-            return proposals, replace(batch, targets=targets), None
-        targets = [unmerged_target(target, is_thing, batch.task) for target in batch.targets]
+            return proposals, changed, None
         merged, representatives = merge_before_loss(
             proposals, batch.targets, is_thing, batch.task, self.postprocess.semantic.merge
         )
-        return merged, replace(batch, targets=targets), representatives
+        return merged, changed, representatives
 
     def configure_gradient_clipping(
         self,
@@ -235,7 +237,7 @@ class CoTrainedSegmenter(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Segments]]:
         """Segments of each image at its original size, by task of the batch's dataset."""
-        classes = self._classes(batch.dataset)
+        classes = self.classes(batch.dataset)
         segments = segment(
             lambda images, sizes: cast(Proposals, self.network(images, classes, sizes)[-1]),
             batch,
@@ -244,7 +246,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         )
         return {str(task): predictions for task, predictions in segments.items()}
 
-    def _classes(self, dataset: str) -> ClassEmbeddings:
+    def classes(self, dataset: str) -> ClassEmbeddings:
+        """What the classifier is given of a dataset, by its name."""
         return cast(_FrozenVectors, self.class_embeddings[self._position[dataset]]).forward()
 
     # --------------------------------------------------------------------------------------- optimiser, records

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataseg.io.atomic import replacing
-from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Task
+from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Target, Task
 from dataseg.training.sharding import whole_weights
 
 _TARGETS = {kind.__name__: kind for kind in (SegmentMap, Boxes, InstanceMasks)}
@@ -66,9 +66,11 @@ def _to_plain(record: Any) -> Any:
 
 
 def batch_from_plain(content: dict[str, Any]) -> Batch:
-    targets = []
-    for target in content["targets"]:
-        kind = _TARGETS[target["kind"]]
-        targets.append(kind(**{name: value for name, value in target.items() if name != "kind"}))
-    values = {name: value for name, value in content.items() if name not in ("kind", "targets", "task")}
-    return Batch(targets=targets, task=Task(content["task"]), **values)
+    values = {name: value for name, value in content.items() if name != "kind"}
+    for name in ("targets", "step_targets"):  # 0.1 had no step_targets
+        values[name] = None if values.get(name) is None else [_target_from_plain(target) for target in values[name]]
+    return Batch(**{**values, "task": Task(content["task"])})
+
+
+def _target_from_plain(content: dict[str, Any]) -> Target:
+    return _TARGETS[content["kind"]](**{name: value for name, value in content.items() if name != "kind"})

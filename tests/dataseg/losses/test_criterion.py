@@ -165,6 +165,26 @@ def test_batched_equals_single_and_the_average_over_ranks(toys):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("shares", [[[0], [1], [2], [3]], [[0, 1], [2, 3]]])
+def test_the_mean_over_accumulated_batches_is_one_large_batch(toys, shares):
+    """However unevenly segments are spread over them: 4, 3, none and 5."""
+    criterion = Criterion(num_points=100, affinity_weight=0.5)
+    batch, targets = toys.batch([SIZE] * 4, seeds=[5, 6, 7, 8]), some_targets(toys)
+    proposals = toys.proposals(batch, 6, 5, layers=2)
+    leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
+    whole = criterion(proposals, having(batch, targets))
+    grads = torch.autograd.grad(sum(whole.values()), leaves)
+    parts = []
+    for share in shares:
+        part = toys.batch([SIZE] * len(share), seeds=[batch.seeds[i] for i in share])
+        part = replace(part, images=batch.images[share], targets=[targets[i] for i in share], step_targets=targets)
+        parts.append(criterion(only(proposals, share), part))
+    average = {name: sum(p[name] for p in parts) / len(shares) for name in whole}
+    assert totals(average) == pytest.approx(totals(whole), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(sum(average.values()), leaves), grads, strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
 def test_permuted_queries(toys):
     batch, targets = toys.batch([SIZE] * 4), some_targets(toys)
     proposals, order = toys.proposals(batch, 7, 5, layers=2), torch.randperm(7)

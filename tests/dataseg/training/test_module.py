@@ -39,7 +39,7 @@ def test_vocabularies_of_one_name_keep_their_own_vectors():
     own = {"a": vocabulary("mine", "dog"), "b": vocabulary("mine", "cat", "car"), "c": vocabulary("mine", "dog")}
     module = make(own)
     for name, expected in own.items():
-        classes = module._classes(name)
+        classes = module.classes(name)
         assert classes.num_classes == len(expected)
         assert classes.vectors.equal(Text()(expected).vectors)
     assert len(module.class_embeddings) == 2
