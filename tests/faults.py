@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,9 +31,13 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src"), str(ROOT)]
 
 from cli_runs import arguments, finish, read, start, wait_until  # noqa: E402
 
+from data_modules.annotation_index.build import CACHED_FROM  # noqa: E402
+from data_modules.annotation_index.table import Index  # noqa: E402
 from data_modules.mini import MiniSpec, ensure  # noqa: E402
 from dataseg.checkpoint import files, validate  # noqa: E402
 from dataseg.deployment.model_file import read_model  # noqa: E402
+from dataseg.experiments.jobs import jobs_of  # noqa: E402
+from dataseg.experiments.suite import load  # noqa: E402
 
 STEPS = 4
 OPTIONS = ["--data.batch_size=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2"]
@@ -90,6 +96,11 @@ class Bench:
     @property
     def output(self) -> Path:
         return self.work / "run" / "output"
+
+    @property
+    def out(self) -> Path:
+        """What verbs other than fit write to, on the runs' file system."""
+        return self.runs / "out"
 
     @property
     def folder(self) -> Path:
@@ -351,11 +362,10 @@ def sigterm_during_validation(bench: Bench) -> bool:
 def loading_process_killed(bench: Bench) -> bool:
     """As the kernel does where memory runs out; sometimes the run is asked to stop at the same time."""
     process = bench.begin(f"--data.num_workers={bench.rng.choice([1, 2])}")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_until(lambda: children.read_text().split(), process, SECONDS)
-    time.sleep(bench.rng.random())
-    with contextlib.suppress(OSError, IndexError):
-        os.kill(int(bench.rng.choice(children.read_text().split())), signal.SIGKILL)
+    worker = _a_loading_process(bench, process)
+    with contextlib.suppress(OSError):
+        if worker:
+            os.kill(worker, signal.SIGKILL)
         if bench.rng.random() < 0.3:
             os.kill(process.pid, signal.SIGTERM)
     code = finish(process, SECONDS)
@@ -367,6 +377,19 @@ def loading_process_killed(bench: Bench) -> bool:
     if code == 1:
         ends_with_message(bench, "a loading process was killed", "data.num_workers")
     return True
+
+
+def _a_loading_process(bench: Bench, process) -> int | None:
+    """Its number, a moment after the first one was started; None if all have ended."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def numbers() -> list[str]:
+        return children.read_text().split() if children.exists() else []
+
+    wait_until(numbers, process, SECONDS)
+    time.sleep(bench.rng.random())
+    found = numbers()
+    return int(bench.rng.choice(found)) if found else None
 
 
 def vanished_data(bench: Bench) -> bool:
@@ -438,57 +461,107 @@ def read_only_runs(bench: Bench) -> bool:
     return True
 
 
-def _other_verb(bench: Bench) -> tuple[list[str], Path]:
-    """A verb that writes to the runs' file system, and the file that appears when it is done."""
-    checkpoint = bench.done / "checkpoints" / "last.ckpt"
-    if bench.rng.random() < 0.5:
-        out = bench.runs / "out" / "model.safetensors"
-        return ["export", str(checkpoint), "--out", str(out)], out
+def memory_runs_out(bench: Bench) -> bool:
+    """In a loading process, whose address space is bounded from some moment on."""
+    process = bench.begin("--data.num_workers=1")
+    worker = _a_loading_process(bench, process)
+    if worker:
+        with contextlib.suppress(OSError):
+            size = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
+            limit = int(size * bench.rng.uniform(0.5, 1.001))
+            resource.prlimit(worker, resource.RLIMIT_AS, (limit, limit))
+    code = finish(process, SECONDS)
+    checkpoints_are_good(bench)
+    if code != 0:  # else there was enough
+        require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
+        ends_with_message(bench, "memory ran out", "data.num_workers")
+    return True
+
+
+def _export(bench: Bench) -> list[str]:
+    return ["export", str(bench.done / "checkpoints" / "last.ckpt"), "--out", str(bench.out / "model.safetensors")]
+
+
+def _predict(bench: Bench) -> list[str]:
     images = bench.suite / "ADEChallengeData2016" / "images" / "validation"
-    out = bench.runs / "out"
-    return ["predict", "--model", str(checkpoint), "--dataset=coco", f"--images={images}", f"--out={out}"], (
-        out / "predictions.json"
-    )
+    model = bench.done / "checkpoints" / "last.ckpt"
+    return ["predict", f"--model={model}", "--dataset=coco", f"--images={images}", f"--out={bench.out}"]
 
 
-def _can_be_read(file: Path) -> None:
-    if file.suffix == ".safetensors":
-        require(bool(read_model(file).weights), "no weights")
-    else:
-        require(bool(json.loads(file.read_text())["images"]), "no images")
+def _report(bench: Bench) -> list[str]:
+    """Of a suite whose only run is the undisturbed one."""
+    columns = [{"metric": "ade.miou", "title": "mIoU"}]
+    tables = [{"title": "Main", "rows": [{"exp": "mini_all", "steps": STEPS}]}]
+    path, runs = bench.work / "tiny.yaml", bench.work / "suites"
+    path.write_text(json.dumps({"title": "Tiny", "columns": columns, "tables": tables}))
+    if not runs.exists():
+        (job,) = jobs_of(load(path), 1, runs, conf=ROOT / "conf")
+        shutil.copytree(bench.done, job.folder, symlinks=True)
+    return ["report", f"--suite={path}", f"--runs={runs}", f"--out={bench.out / 'report'}"]
+
+
+def _index(bench: Bench) -> list[str]:
+    """A run whose annotation file is large enough for an index in the cache."""
+    suite = bench.work / "suite"
+    if not suite.exists():
+        file = bench.damaged() / COCO_JSON
+        replace(file, file.read_bytes() + b" " * CACHED_FROM)
+    few = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--data.cache={bench.out}"]
+    return arguments(suite, bench.work / "run", bench.work / "run" / "trace", *OPTIONS, *few, run="null")
+
+
+VERBS = (_export, _predict, _report, _index)
 
 
 def killed_within_another_verb(bench: Bench) -> bool:
     """What has its final name is whole, and the verb can be done again."""
-    arguments, out = _other_verb(bench)
-    process = start(arguments, bench.output)
-    time.sleep(2.5 * bench.rng.random())
+    verb = bench.rng.choice(VERBS)(bench)
+    process = start(verb, bench.output)
+    time.sleep(4 * bench.rng.random())
     process.kill()
     process.join()
-    for file in out.parent.rglob("*") if out.parent.exists() else ():
-        if not file.name.endswith(".tmp") and ".tmp" not in str(file):
-            require(file.suffix != ".png" or cv2.imread(str(file)) is not None, f"half of {file} was written")
-    if out.exists():
-        _can_be_read(out)
-    code = finish(start(arguments, bench.output), SECONDS)
-    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
-    _can_be_read(out)
+    _is_whole(bench.out)
+    _can_be_done(bench, verb)
     return False
 
 
 def full_disk_in_another_verb(bench: Bench) -> bool:
-    arguments, out = _other_verb(bench)
-    ballast = bench.fill(bench.rng.randint(0, 2**19))
-    code = finish(start(arguments, bench.output), SECONDS)
+    verb = bench.rng.choice(VERBS)(bench)
+    ballast = bench.fill(bench.rng.choice([0, 2**12, 2**16, 2**19]))
+    code = finish(start(verb, bench.output), SECONDS)
     ballast.unlink(missing_ok=True)
     if code != 0:
         require(code == 1, f"ended with {code}: {bench.text()[-800:]}")
-        ends_with_message(bench, "the disk is full")
-        require(not out.exists(), f"half of {out} was written")
-        code = finish(start(arguments, bench.output), SECONDS)
-    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
-    _can_be_read(out)
+        require(re.search("disk is full|No space left", bench.text()) is not None, f"not told: {bench.text()[-800:]}")
+        ends_with_message(bench)
+        _is_whole(bench.out)
+    _can_be_done(bench, verb)
     return False
+
+
+def _can_be_done(bench: Bench, verb: list[str]) -> None:
+    code = finish(start(verb, bench.output), SECONDS)
+    require(code == 0, f"ended with {code}: {bench.text()[-800:]}")
+    require("damaged" not in bench.text(), f"something was damaged: {bench.text()[-800:]}")
+    require(_is_whole(bench.out) > 0, "nothing was written")
+
+
+def _is_whole(folder: Path) -> int:
+    """The number of files that have their final names, each of which can be read to its end."""
+    found = [file for file in folder.rglob("*") if file.is_file() and not re.search(r"\.(tmp|lock)", str(file))]
+    for file in found:
+        match file.suffix:
+            case ".safetensors":
+                require(bool(read_model(file).weights), f"{file} has no weights")
+            case ".png" | ".jpg":
+                require(cv2.imread(str(file)) is not None, f"half of {file} was written")
+            case ".json":
+                json.loads(file.read_text())
+            case ".arrow":
+                require(len(Index.open(file)) > 0, f"{file} has no images")
+            case ".html":
+                require(file.read_text().rstrip().endswith("</html>"), f"half of {file} was written")
+    return len(found)
 
 
 KINDS: dict[str, Callable[[Bench], bool]] = {
@@ -505,8 +578,9 @@ KINDS: dict[str, Callable[[Bench], bool]] = {
     "dataset replaced before resuming": replaced_between_stop_and_resume,
     "clock set back": clock_set_back,
     "read-only folder of runs": read_only_runs,
-    "killed within export, predict": killed_within_another_verb,
-    "full disk in export, predict": full_disk_in_another_verb,
+    "memory runs out in loading": memory_runs_out,
+    "SIGKILL in another verb": killed_within_another_verb,
+    "full disk in another verb": full_disk_in_another_verb,
 }
 
 

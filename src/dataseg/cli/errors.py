@@ -8,6 +8,7 @@ program and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataseg.structures import UserError
 from dataseg.structures.errors import causes, loading_process_died
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = re.compile(r"MemoryError|allocate memory|[Oo]ut of memory|not enough memory")
 _PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What the system says of a folder or file named in the arguments that cannot be written."""
 
@@ -47,8 +49,8 @@ def message_of(error: BaseException) -> str | None:
         return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename} cannot be written to: its file system is read-only. Take another folder"
-    if isinstance(error, MemoryError) or loading_process_died(error):
-        what = " ".join(str(error).split())[:200]
+    if (short := next(filter(_is_out_of_memory, causes(error)), None)) is not None or loading_process_died(error):
+        what = str(short or error).strip().rpartition("\n")[2][:200]  # of a loading process, without its traceback
         return (
             f"memory ran out, or a loading process was killed ({what}): lower data.num_workers, data.prefetch_factor or"
             " data.batch_size. Checkpoints are whole: a run goes on with RESUME=auto"
@@ -57,3 +59,10 @@ def message_of(error: BaseException) -> str | None:
     if cause is not None:  # from a loading process it comes with that process's traceback before it
         return str(cause).rpartition("UserError: ")[2].strip()
     return str(error) if isinstance(error, (*_PLACES, ArgumentError)) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's errors of its own memory are RuntimeErrors, as are most that it passes on from a loading process."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))

@@ -366,6 +366,8 @@ def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
     try:
         array = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{what}: {error.err}") from error
         raise UserError(f"{what} is not a readable image ({error.err})") from error
     if array is None:
         raise UserError(f"{what} is not a readable image (decoding failed)")
