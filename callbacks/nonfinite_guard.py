@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dataseg.checkpoint.run_folder import RunFolder
 from dataseg.structures import Batch, UserError
+from dataseg.training.module import CoTrainedSegmenter
 from dataseg.training.replay_file import write_replay
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class NonFiniteGuard(pl.Callback):
         facts = {"step": step, "losses": losses.tolist(), "gradient norm": float(norm), "precision": trainer.precision}
         facts |= {"seed": int(os.environ.get("PL_GLOBAL_SEED", "0")), "max_steps": trainer.max_steps}
         facts |= {"device": pl_module.device.type, "ranks": trainer.world_size, "rank": trainer.global_rank}
-        write_replay(file, pl_module, self._batches, self._seeds, facts)
+        write_replay(file, cast(CoTrainedSegmenter, pl_module), self._batches, self._seeds, facts)
         after = f" after {len(self.skipped)} skipped steps" if self.skipped else ""
         raise NonFiniteError(f"loss or gradient is not finite{after}. {what}\nto see why: make replay FILE={file}")
 

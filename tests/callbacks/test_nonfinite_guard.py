@@ -1,6 +1,7 @@
 """Guards: what is not a number stops the run or is skipped, is written down and can be looked at again."""
 
 import logging
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -9,14 +10,16 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from cli_runs import arguments
+from tiny_model import PETS
 
 from callbacks import NonFiniteError, NonFiniteGuard, Throughput, UnreadableSamples, throughput
 from data_modules.datasets import MAX_REPLACEMENTS, TrainDataset
 from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import co_training, replay
 from dataseg.io.images import encoded_image
-from dataseg.structures import Batch, Boxes, Task, UserError
+from dataseg.structures import Batch, Boxes, ClassEmbeddings, DatasetSpec, Task, UserError
 from dataseg.training import replay_file
 from dataseg.training.module import CoTrainedSegmenter
 
@@ -35,9 +38,13 @@ class Model(pl.LightningModule):
 
     def __init__(self, bad=(), gradient_only=False):
         super().__init__()
+        self.datasets = {"a": DatasetSpec(PETS)}
         self.weight = torch.nn.Parameter(torch.ones(3))
         self.bad, self.gradient_only = set(bad), gradient_only
         self.history = []
+
+    def classes(self, dataset):
+        return ClassEmbeddings.blank(PETS)
 
     def training_step(self, batch, batch_idx):
         loss = (self.weight * 2).sum()
@@ -164,6 +171,26 @@ def test_a_step_that_is_fine_is_called_so(suite, tmp_path, capsys):
     torch.manual_seed(1)
     terms = module.loss_terms(batch)
     assert all(f"{name}: {float(value.detach()):.6g}" in out for name, value in terms.items())
+
+
+def test_replay_imports_nothing_that_a_configuration_names(suite, tmp_path, monkeypatch):
+    options = ["--data.batch_size=2", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    spoil = '{"class_path": "cli_runs.Spoil", "init_args": {"step": 0, "parameter": "network.classifier.background"}}'
+    args = arguments(suite, tmp_path / "runs", tmp_path / "trace", *options, f"--trainer.callbacks+={spoil}")
+    with pytest.raises(NonFiniteError):
+        co_training.run(args)
+    run = tmp_path / "runs" / "mini_all" / "test"
+    file = run / "replay" / "step-0-rank-0.pt"
+    (tmp_path / "friendly.py").write_text("from dataseg.losses import Criterion\nclass Mine(Criterion):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["model"]["criterion"]["class_path"] = "friendly.Mine"
+    content["data"] = content["model"]["text"] = content["trainer"] = {"class_path": "evilmod.Foo"}  # not looked at
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"other\.yaml: model\.criterion cannot be built.*friendly\.Mine"):
+        replay.replay(file, tmp_path / "other.yaml")
+    assert "friendly" not in sys.modules
+    assert replay.main([str(file), f"--config={tmp_path / 'other.yaml'}", "--packages", "friendly"]) == 1
 
 
 def test_without_a_guard_a_batch_that_cannot_be_matched_still_stops(suite, tmp_path):

@@ -364,6 +364,13 @@ def test_a_run_of_somebody_else_imports_nothing(text, words, tmp_path):
         {"facts": 3},
         {"facts": {}, "seeds": [], "batches": []},
         {"facts": {"device": "cpu", "precision": "32"}, "seeds": ["x"], "batches": []},
+        {
+            "facts": {"device": "cpu", "precision": "32"},
+            "seeds": [],
+            "batches": [],
+            "classes": {"a": {"vocabulary": 3}},
+        },
+        {"facts": torch.zeros(1).expand(10**6, 10**6)},
         {"facts": {"device": "cpu", "precision": "32"}, "seeds": [1], "batches": [[{"targets": [{"kind": "os"}]}]]},
     ],
 )

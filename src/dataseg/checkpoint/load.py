@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
             raise UserError(f"{path}: holds no {what} ({key}), so it is no checkpoint of this project's training")
     state, step = content["state_dict"], content.get("global_step", 0)
-    if not isinstance(step, int) or not all(isinstance(n, str) and _is_whole(t) for n, t in state.items()):
+    if not isinstance(step, int) or not all(isinstance(n, str) and is_whole(t) for n, t in state.items()):
         raise UserError(f"{path}: its state_dict or global_step is no state dict and step, so it is no checkpoint")
     return TrainingCheckpoint(state, content["vocabularies"], step)
 
@@ -93,7 +93,7 @@ def load_run(network: SegmentationNetwork, path: Path) -> list[str]:
     return lacking
 
 
-def _is_whole(tensor: Any) -> bool:
+def is_whole(tensor: Any) -> bool:
     """Whether this is a tensor with a place for every element: a view could have a size without having the memory."""
     return isinstance(tensor, Tensor) and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 

@@ -253,9 +253,8 @@ class CoTrainingCLI(LightningCLI):
                 logger.init_args.save_dir = self._board.log_dir
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.subcommand is not None:  # else there is no run, and the settings are the caller's, as in replay
-            others = _as_list(self._get(self.config_init, "trainer.logger"))
-            kwargs.setdefault("logger", [self._board, *others])
+        others = _as_list(self._get(self.config_init, "trainer.logger"))
+        kwargs.setdefault("logger", [self._board, *others])
         trainer = super().instantiate_trainer(**kwargs)
         if self._lease is not None:
             trainer.callbacks.append(_StaysReserved(self._lease))  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""The classes that a file from somebody else may name: what `dataseg.network` and `dataseg.text` export."""
+"""The classes that a file from somebody else may name: what `dataseg.network`, `losses` and `text` export."""
 
 from __future__ import annotations
 
-from dataseg import network, text
+from dataseg import losses, network, text
 from dataseg.config.build import Registry
 
 PACKAGES = "packages whose classes the model's configuration may name: their code is run"
@@ -12,7 +12,7 @@ PACKAGES = "packages whose classes the model's configuration may name: their cod
 def registry(packages: tuple[str, ...] = ()) -> Registry:
     """The classes by their public and their full names, and packages whose authors the user trusts."""
     classes = {}
-    for package in (network, text):
+    for package in (network, losses, text):
         exported = (getattr(package, name) for name in package.__all__)
         for one in (value for value in exported if isinstance(value, type)):
             classes[f"{package.__name__}.{one.__name__}"] = classes[f"{one.__module__}.{one.__name__}"] = one

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from dataseg.io.atomic import replacing
-from dataseg.structures import Batch, Boxes, InstanceMasks, SegmentMap, Target, Task
+from dataseg.structures import Batch, Boxes, ClassEmbeddings, InstanceMasks, SegmentMap, Target, Task, Vocabulary
+from dataseg.training.module import CoTrainedSegmenter
 from dataseg.training.sharding import whole_weights
 
 _TARGETS = {kind.__name__: kind for kind in (SegmentMap, Boxes, InstanceMasks)}
@@ -20,7 +20,7 @@ _TARGETS = {kind.__name__: kind for kind in (SegmentMap, Boxes, InstanceMasks)}
 
 def write_replay(
     file: Path,
-    module: pl.LightningModule,
+    module: CoTrainedSegmenter,
     batches: Sequence[Sequence[Batch]],
     seeds: Sequence[int],
     facts: dict[str, Any],
@@ -39,8 +39,10 @@ def write_replay(
     weights = whole_weights(module)
     if weights:
         _save(weights, weights_file(file))
+    datasets = {part.dataset: module.datasets[part.dataset].vocabulary.to_json() for step in batches for part in step}
+    classes = {name: {**_to_plain(module.classes(name)), "vocabulary": own} for name, own in datasets.items()}
     content = {"batches": [[_to_plain(b) for b in step] for step in batches], "seeds": list(seeds), "facts": facts}
-    _save(content, file)
+    _save({**content, "classes": classes}, file)
 
 
 def weights_file(file: Path) -> Path:
@@ -55,7 +57,7 @@ def _save(content: Any, path: Path) -> None:
 
 def _to_plain(record: Any) -> Any:
     """Records as dictionaries of tensors and plain values, which load with ``weights_only=True``."""
-    if isinstance(record, Batch | SegmentMap | Boxes | InstanceMasks):
+    if isinstance(record, Batch | ClassEmbeddings | SegmentMap | Boxes | InstanceMasks):
         content = {f.name: _to_plain(getattr(record, f.name)) for f in fields(record)}
         return {**content, "kind": type(record).__name__}
     if isinstance(record, list):
@@ -74,3 +76,9 @@ def batch_from_plain(content: dict[str, Any]) -> Batch:
 
 def _target_from_plain(content: dict[str, Any]) -> Target:
     return _TARGETS[content["kind"]](**{name: value for name, value in content.items() if name != "kind"})
+
+
+def classes_from_plain(content: dict[str, Any]) -> tuple[Vocabulary, ClassEmbeddings]:
+    """A dataset's vocabulary, and what the classifier is given of it."""
+    own = Vocabulary.from_json(content["vocabulary"])
+    return own, ClassEmbeddings(content["vectors"], content["class_index"], len(own), own.name)
