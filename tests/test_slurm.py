@@ -145,11 +145,6 @@ def test_a_suite_of_four_runs_preempted_five_times(cluster, data, tmp_path):
         assert_same(job.folder, tmp_path / "preempted" / "tiny" / job.row.name / job.folder.name)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="Asked to stop, both ranks saved but waited for loading processes at exit. Those are ended now"
-    " (end_workers); the test has not been run since.",
-)
 def test_one_run_of_two_nodes(cluster, data, tmp_path):
     """By the batch script of the project, DDP over both nodes."""
 

@@ -152,13 +152,25 @@ def read_plain(path: Path) -> Any:
     """The content of a YAML file that somebody else may have written.
 
     Raises:
-        UserError: unreadable, or as `require_plain`.
+        UserError: unreadable, or as `parse_plain`; names the file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        require_plain(content, largest=math.inf)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        return parse_plain(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from error
+
+
+def parse_plain(text: str) -> Any:
+    """What a YAML text describes.
+
+    Raises:
+        UserError: no YAML, or as `require_plain`.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{type(error).__name__}: {error}") from error
+    require_plain(content, largest=math.inf)
     return content
 
 

@@ -192,5 +192,5 @@ def _read(path: Path) -> Any:
     """A JSON file's content; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None

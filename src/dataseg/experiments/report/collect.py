@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dataseg.checkpoint.run_folder import RunFolder
+from dataseg.config.build import parse_plain
 from dataseg.config.extends import lineage
 from dataseg.experiments.jobs import OUTPUT, Job, folder_of, is_complete
 from dataseg.experiments.report.tensorboard_events import Events, read_events
@@ -163,7 +162,7 @@ def _read(row: Row, seed: int, folder: Path) -> Run:
     if not is_done and (folder / OUTPUT).is_file():
         notes.append(f"its last word: {Job(row, seed, folder, (), row.steps).last_error()}")
     if metrics or RunFolder(folder).config.exists():
-        config = _content(RunFolder(folder).config, yaml.safe_load, notes)
+        config = _content(RunFolder(folder).config, parse_plain, notes)
     events = read_events(folder) if is_done else Events()
     if is_done and not events.scalars:
         notes.append("no TensorBoard curves: left out of the charts of losses and sampling")
@@ -175,7 +174,7 @@ def _content(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:
         content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         notes.append(f"no {path.name}")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} cannot be read ({' '.join(str(error).split())[:200]})")
     else:
         if isinstance(content, dict):
@@ -205,7 +204,7 @@ def _files(row: Row, conf: Path) -> list[dict[str, Any]]:
     for head in heads:
         try:
             paths = reversed(lineage(head))
-            contents += [_content(path, yaml.safe_load, []) for path in paths]
+            contents += [_content(path, parse_plain, []) for path in paths]
         except UserError:  # such a row has no runs either, which is noted
             continue
     return contents

@@ -190,6 +190,19 @@ def test_what_is_missing_is_said(tree, without_charts):
     assert missing["text"] == "not run"
 
 
+def test_hostile_files_of_runs_are_left_out(tree, without_charts):
+    deep = "[" * 5000 + "]" * 5000
+    references = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    (tree.folder("one_ade@10", 0) / "metrics.json").write_text(deep)
+    (tree.folder("one_ade@10", 1) / "config.yaml").write_text(deep)
+    (tree.folder("one_ade@10", 2) / "config.yaml").write_text(references)
+    (tree.folder("one_coco@20", 0) / "config.yaml").write_text("!!python/object/apply:os.system [touch ran]")
+    shown = read_page(tree)
+    assert "one_ade@10, seed 0: metrics.json cannot be read" in shown.text
+    for row, seed in (("one_ade@10", 1), ("one_ade@10", 2), ("one_coco@20", 0)):
+        assert f"{row}, seed {seed}: config.yaml cannot be read" in shown.text
+
+
 def test_a_value_of_a_wrong_type_counts_as_undefined(tree, without_charts):
     tree.write_run("both@30", 0, **{"ade.miou": None, "history": 3, "per_class": [], "conventions": None})
     assert read_page(tree).cell("both@30", "ade.miou")["values"][:3] == [45.625, 44.25, 47.0]
