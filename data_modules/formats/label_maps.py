@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,15 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import folder, locate
 from dataseg.io.id_map import Runs
-from dataseg.io.images import MAX_LABELS, EncodedImage, open_image, read_labels
+from dataseg.io.images import MAX_LABELS, EncodedImage, color_codes, open_image, read_colors, read_labels
 from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
+Encoding = Literal["ids", "colors", "ade"]
+
 _PROBED = 8
+IGNORE = 255
+"""Usual value of pixels that belong to no class."""
 
 
 class LabelMapReader(Reader):
@@ -103,14 +108,17 @@ class LabelMapReader(Reader):
 
 
 class LabelMaps(LabelMapReader):
-    """Any folder of images with a folder of label maps: PNG or TIFF, 8 or 16 bits, one class value a pixel.
+    """Any folder of images with a folder of label maps: PNG or TIFF, 8 or 16 bits, one class value or colour a pixel.
 
     Args:
         root: the dataset's folder, below the data root.
         images: image folder below ``root``.
         annotations: label folder below ``root``; a label map has its image's stem.
-        vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids.
+        vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids, or colors.
+        encoding: what pixels hold: "ids" of classes; "colors", RGB, of classes; or "ade": red / 10 * 256 + green is
+            the id, as in the full ADE20K.
         ignore: value, or values, of pixels that belong to no class.
+        ignore_colors: the like, [r, g, b], of maps of colours.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
         image_suffix: ending of the images, in any case, e.g. ``.jpg``; None = any image.
         labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image, or
@@ -134,7 +142,7 @@ class LabelMaps(LabelMapReader):
         images: str,
         annotations: str,
         vocabulary: vocabularies.Classes,
-        ignore: int | list[int] = 255,
+        ignore: int | list[int] = IGNORE,
         offset: int = 0,
         image_suffix: str | None = None,
         labels_suffix: str | None = None,
@@ -144,12 +152,18 @@ class LabelMaps(LabelMapReader):
         orientation: Orientation | None = None,
         rest: str | None = None,
         graded: bool = False,
+        encoding: Encoding = "ids",
+        ignore_colors: list[tuple[int, int, int]] | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.orientation, self.rest, self.graded = orientation, rest, graded
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out
+        self.encoding, self.ignore_colors = encoding, ignore_colors or []
+        self._label_of_color = self._colors(vocabulary) if encoding == "colors" else {}
+        if self.ignore_colors and encoding != "colors":
+            raise UserError(f"{self.title}: ignore_colors belong to encoding: colors")
         self._image_of: dict[str, str] = {}  # by stem
         self._labels_of: dict[str, str] = {}
         self._images = self._labels = Path()
@@ -172,10 +186,50 @@ class LabelMaps(LabelMapReader):
         self.counts["label_maps_without_an_image"] = len(lonely)
         if self.hold_out is not None:
             stems = [stem for stem in stems if self.hold_out.keeps(self._image_of[stem])]
+        self._read(stems, self._table_of_values(), self._images, on_problem)
+
+    def _table_of_values(self) -> NDArray[np.int32]:
+        if self.encoding == "colors":
+            return label_table({label + 1: label for label in range(len(self.vocabulary))}, 0, self.rest_label)
         values = {number - self.offset: label for number, label in self.vocabulary.index_of.items()}
         if min(values) < 0:
             raise UserError(f"{self.title}: offset {self.offset} gives values below 0 for the vocabulary's ids")
-        self._read(stems, label_table(values, self.ignore, self.rest_label), self._images, on_problem)
+        return label_table(values, self.ignore, self.rest_label)
+
+    def _colors(self, vocabulary: vocabularies.Classes) -> dict[int, int]:
+        """Colour code -> label, or `VOID`.
+
+        Raises:
+            UserError: a class without a colour, or a colour that stands twice.
+        """
+        without = [] if isinstance(vocabulary, str) else [c.name for c in vocabulary if c.color is None]
+        if without:
+            raise UserError(f"{self.title}: encoding: colors: give {', '.join(without)} a color: [r, g, b]")
+        if self.ignore != IGNORE:
+            raise UserError(f"{self.title}: encoding: colors: name them in ignore_colors, not in ignore")
+        stated = [*(spec.color for spec in self.vocabulary.classes), *self.ignore_colors]
+        if twice := [color for color, count in Counter(map(tuple, stated)).items() if count > 1]:
+            raise UserError(f"{self.title}: encoding: colors: the color {list(twice[0])} stands twice")
+        labels = [*range(len(self.vocabulary)), *[VOID] * len(self.ignore_colors)]
+        return {r + (g << 8) + (b << 16): label for (r, g, b), label in zip(stated, labels, strict=True)}
+
+    def values(self, path: Path, size: tuple[int, int] | None) -> NDArray[Any]:
+        if self.encoding == "ids":
+            return super().values(path, size)
+        colors = read_colors(path, self.title, size)
+        if self.encoding == "ade":
+            return colors[..., 0].astype(np.uint16) // 10 * 256 + colors[..., 1]
+        runs = Runs.of(color_codes(colors) & np.uint32(0xFFFFFF))
+        found, place = np.unique(runs.values, return_inverse=True)
+        unknown = [code for code in found.tolist() if code not in self._label_of_color]
+        if unknown and self.rest is None:
+            some = ", ".join(str([code & 255, code >> 8 & 255, code >> 16]) for code in unknown[:3])
+            raise UserError(
+                f"{self.title}: {path} holds {len(unknown)} colours that are no class's, e.g. {some}: give them to"
+                " classes or to ignore_colors, or say what they are with rest"
+            )
+        labels = [self._label_of_color.get(code, MAX_LABELS - 2) + 1 for code in found.tolist()]  # 0 is void
+        return runs.filled(np.array(labels, dtype=np.uint16)[place])
 
     @property
     def where(self) -> str:
@@ -183,6 +237,8 @@ class LabelMaps(LabelMapReader):
 
     @property
     def void_hint(self) -> str:
+        if self.encoding == "colors":
+            return ""
         return f" (value {self.ignore}; black and white masks of 0 and 255 are classes by id: 255, with another ignore)"
 
     def image_path(self, stem: str) -> Path:

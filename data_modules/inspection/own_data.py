@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from data_modules import formats
+from data_modules.formats.label_maps import IGNORE
 from data_modules.formats.labelling_tool import LabellingTool
 from data_modules.formats.reader import IndexedReader, Reader
 from data_modules.formats.yolo import read_data_yaml
@@ -31,7 +32,7 @@ from data_modules.layout import MissingDataError
 from data_modules.survey import evenly_spaced
 from data_modules.vocabularies import OwnClass
 from dataseg.io.atomic import write_text
-from dataseg.io.images import read_labels
+from dataseg.io.images import color_codes, read_colors, read_labels
 from dataseg.io.json_files import read_json
 from dataseg.io.paths import IMAGE_SUFFIXES, list_images, read_bytes, walk
 from dataseg.io.xml_files import read_xml
@@ -183,20 +184,31 @@ def _folders(folder: Path, names: list[str]) -> Iterator[Found]:
             yield Found("MaskFolders", (masks := parents.pop()), {"masks": masks, "images": images}, needs_images=False)
         for labels, others in stems.items():
             shared = mine & others
-            if labels != images and 2 * len(shared) > len(mine) and _is_label_map(folder, labels, names):
-                if not _is_label_map(folder, images, names) or (_LABELS.search(labels) and not _LABELS.search(images)):
+            if labels != images and 2 * len(shared) > len(mine) and (encoding := _encoding(folder, labels, names)):
+                if not _encoding(folder, images, names) or (_LABELS.search(labels) and not _LABELS.search(images)):
                     arguments = {"annotations": labels, "images": images}
+                    arguments |= {"encoding": encoding} if encoding == "colors" else {}
                     yield Found("LabelMaps", labels, arguments, needs_images=False)
 
 
-def _is_label_map(folder: Path, place: str, names: list[str]) -> bool:
+def _encoding(folder: Path, place: str, names: list[str]) -> str | None:
+    """How a folder's first file would hold classes; None if it is a photograph."""
     first = next(name for name in names if str(PurePosixPath(name).parent) == place)
     if PurePosixPath(first).suffix.lower() not in (".png", ".tif", ".tiff"):
-        return False
-    try:
-        return len(np.unique(read_labels(folder / first, "", None))) <= MAX_CLASSES
-    except UserError:  # photographs, or a file that its reader will name
-        return False
+        return None
+    for encoding in ("ids", "colors"):
+        try:
+            if len(_values(folder / first, encoding)) <= MAX_CLASSES:
+                return encoding
+        except UserError:  # classes are stored as colours, or the reader will say what it is
+            continue
+    return None
+
+
+def _values(path: Path, encoding: str) -> list[int]:
+    """Of a label map: ids, or colour codes."""
+    values = read_labels(path, "", None) if encoding == "ids" else color_codes(read_colors(path, "", None)) & 0xFFFFFF
+    return np.unique(values).tolist()  # type: ignore[no-any-return]
 
 
 # -------------------------------------------------------------------------------------------------- readers
@@ -281,8 +293,20 @@ def plan(folder: Path) -> Plan:
     others = (by_part.get(part) for part in ("val", "test"))
     val = next((item for item in others if item is not None and item is not train), None)
     reader, arguments = build(folder, train, _named_classes(folder, train))
-    own_classes = [OwnClass(c.name, c.id, "thing" if c.is_thing else "stuff") for c in reader.vocabulary.classes]
-    classes = [{"name": c.name, "id": c.id, **({"kind": c.kind} if c.kind == "stuff" else {})} for c in own_classes]
+    has_colors = arguments.get("encoding") == "colors"
+    own_classes = [
+        OwnClass(c.name, c.id, "thing" if c.is_thing else "stuff", color=c.color if has_colors else None)
+        for c in reader.vocabulary.classes
+    ]
+    classes = [
+        {
+            "name": c.name,
+            "id": c.id,
+            **({"kind": c.kind} if c.kind == "stuff" else {}),
+            **({"color": list(c.color)} if c.color else {}),
+        }
+        for c in own_classes
+    ]
     lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
     if val is None:
         share = next((share for share in SHARES if _divides(reader, share)), None)
@@ -306,11 +330,12 @@ def plan(folder: Path) -> Plan:
 def _named_classes(folder: Path, found: Found) -> list[OwnClass] | None:
     """Of the forms whose files list none."""
     if found.kind == "LabelMaps":
-        place = folder / found.arguments["annotations"]
-        values = sorted(
-            {int(v) for name in list_images(place) for v in np.unique(read_labels(place / name, "", None))} - {255}
-        )
-        return [OwnClass(f"class {value}", value, "stuff") for value in values]
+        place, encoding = folder / found.arguments["annotations"], found.arguments.get("encoding", "ids")
+        values = sorted({value for name in list_images(place) for value in _values(place / name, encoding)})
+        if encoding == "ids":
+            return [OwnClass(f"class {value}", value, "stuff") for value in values if value != IGNORE]
+        colors = [(code & 255, code >> 8 & 255, code >> 16) for code in values]
+        return [OwnClass(f"color {r} {g} {b}", k, "stuff", color=(r, g, b)) for k, (r, g, b) in enumerate(colors)]
     if found.kind == "MaskFolders":
         stems = {PurePosixPath(name).stem for name in walk(folder / found.arguments["masks"])}
         names = sorted({re.sub(r"[_\-. ]*\d*$", "", stem) or stem for stem in stems})

@@ -246,7 +246,7 @@ def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> ND
         if (labels != labels[..., :1]).any() and labels[..., 1:].any():
             raise UserError(
                 f"{what} is not a label map: it has channels that differ, so classes are stored as colours; write one"
-                " number a pixel, the class's id"
+                " number a pixel, the class's id, or give each class its color and set encoding: colors"
             )
         labels = labels[..., 0]
     if labels.dtype.kind == "f" and (labels % 1 == 0).all():
@@ -257,6 +257,28 @@ def decode_labels(content: bytes, what: str, size: tuple[int, int] | None) -> ND
             f" whole numbers 0..{MAX_LABELS - 1}"
         )
     return labels if labels.dtype.kind == "u" else labels.astype(np.uint16)
+
+
+def read_colors(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """A label map of colours, RGB ``[H, W, 3]``; of grey files and files with a palette too, without transparency.
+
+    Raises:
+        UserError: as `open_image`; or more than 8 bits, or a JPEG.
+    """
+    content, what = _content(path, dataset), _name(path, dataset)
+    if content.startswith(_JPEG):
+        raise UserError(f"{what} is not a label map: a JPEG changes colours; write PNG files from the original labels")
+    colors = _decode_channels(content, what, size, indices=False)
+    if colors.dtype != np.uint8:
+        raise UserError(f"{what} is not a label map of colours: it holds {colors.dtype} values, not 8 bits")
+    return np.stack([colors] * 3, axis=-1) if colors.ndim == 2 else np.ascontiguousarray(colors[..., :3])
+
+
+def color_codes(colors: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """RGB ``[H, W, 3]`` -> R + 256 G + 65536 B, uint32 ``[H, W]``; the highest byte means nothing."""
+    rgba = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA)
+    codes: NDArray[np.uint32] = rgba.view("<u4")[..., 0]  # little-endian: R is the lowest byte, alpha the highest
+    return codes
 
 
 def read_mask(path: Path, dataset: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
@@ -296,9 +318,7 @@ def decode_rgb_ids(content: bytes, what: str, size: tuple[int, int] | None) -> N
     colors = _decode_map(content, what, size)
     if colors.ndim != 3 or colors.dtype != np.uint8:
         raise UserError(f"{what} is not an 8-bit RGB file, as panoptic maps are")
-    rgba = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA)
-    ids: NDArray[np.uint32] = rgba.view("<u4")[..., 0]  # little-endian: R is the lowest byte, alpha the highest
-    return ids
+    return color_codes(colors)
 
 
 def _content(path: Path, dataset: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,34 @@ def field_of(record: dict[str, Any], key: str, where: str) -> Any:
     if key not in record:
         raise UserError(f"{where} has no {key!r}")
     return record[key]
+
+
+def number_of(record: dict[str, Any], key: str, where: str) -> float:
+    """A finite number; text of one, as some tools write it, is read too.
+
+    Raises:
+        UserError: anything else.
+    """
+    value = field_of(record, key, where)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {key} {value!r:.60} is not a finite number")
+    return number
+
+
+def integer_of(record: dict[str, Any], key: str, where: str) -> int:
+    """A whole number, see `number_of`.
+
+    Raises:
+        UserError: anything else.
+    """
+    number = number_of(record, key, where)
+    if number % 1:
+        raise UserError(f"{where}: {key} {number:g} is not a whole number")
+    return int(number)
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataseg.io.json_files import field_of, read_json, records_of
+from dataseg.io.json_files import field_of, integer_of, read_json, records_of
 from dataseg.structures import ClassSpec, UserError, Vocabulary
 
 
@@ -18,7 +18,7 @@ def vocabulary_of(path: Path) -> Vocabulary:
     for position, record in enumerate(records_of(read_json(path), "categories", path)):
         where = f"{path}, category {position}"
         name = str(field_of(record, "name", where))
-        number, is_thing = int(field_of(record, "id", where)), bool(record.get("isthing", 1))
+        number, is_thing = integer_of(record, "id", where), bool(record.get("isthing", 1))
         classes.append(ClassSpec(number, name, is_thing, (name.strip() or str(number),), (0, 0, 0)))
     if not classes:
         raise UserError(f"{path} lists no category: say the classes with --vocabulary")

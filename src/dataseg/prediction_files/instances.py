@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dataseg.io.coco import area_of, box_of, crowd_of, named
-from dataseg.io.images import stated_size
-from dataseg.io.json_files import field_of, read_json, records_of
+from dataseg.io.images import size_of_record
+from dataseg.io.json_files import field_of, integer_of, number_of, read_json, records_of
 from dataseg.io.rle import mask_of, rle_of
 from dataseg.prediction_files.files import shift_hint
 from dataseg.structures import InstanceMasks, UserError, Vocabulary
@@ -36,7 +35,7 @@ class InstanceTruth:
         for position, image in enumerate(records_of(content, "images", self.path)):
             where = f"{self.path}, image {position}"
             with named(where):
-                size = stated_size(field_of(image, "height", where), field_of(image, "width", where))
+                size = size_of_record(image)
             self.sizes[str(field_of(image, "id", where))] = size
         self.annotations = {image_id: [] for image_id in self.sizes}
         for position, record in enumerate(records_of(content, "annotations", self.path)):
@@ -84,11 +83,20 @@ class InstanceResults:
 
     def __post_init__(self) -> None:
         content = read_json(self.path)
+        if isinstance(content, dict):
+            raise UserError(
+                f"{self.path}: holds {', '.join(map(repr, content))[:80]}; wanted is a list of results"
+                ' [{"image_id": ..., "category_id": ..., "segmentation": ..., "score": ...}, ...]'
+            )
         self.records = {}
         for position, record in enumerate(records_of({"results": content}, "results", self.path)):
             image_id = str(field_of(record, "image_id", f"{self.path}, result {position}"))
             if image_id not in self.sizes:
-                raise UserError(f"{self.path}, result {position}: image {image_id} is not in the ground truth")
+                known = ", ".join(list(self.sizes)[:3])
+                raise UserError(
+                    f"{self.path}, result {position}: image {image_id} is not in the ground truth, whose image ids are"
+                    f" {known}, ..."
+                )
             self.records.setdefault(image_id, []).append((position, record))
 
     def load(self, image_id: str) -> InstanceMasks:
@@ -102,10 +110,7 @@ class InstanceResults:
                 raise UserError(f"{where} has no mask")
             masks.append(mask)
             labels.append(_label(record, self.vocabulary, self.id_shift, where))
-            score = float(field_of(record, "score", where))
-            if not np.isfinite(score):
-                raise UserError(f"{where}: score {score} is not a finite number")
-            scores.append(score)
+            scores.append(number_of(record, "score", where))
         return InstanceMasks(
             list(masks),
             torch.tensor(labels, dtype=torch.int64),
@@ -115,7 +120,7 @@ class InstanceResults:
 
 
 def _label(record: dict[str, Any], vocabulary: Vocabulary, shift: int, where: str) -> int:
-    category = int(field_of(record, "category_id", where))
+    category = integer_of(record, "category_id", where)
     if category + shift not in vocabulary.index_of:
         raise UserError(f"{where}: category_id {category} is not in vocabulary {vocabulary.name!r}{shift_hint(shift)}")
     return vocabulary.index_of[category + shift]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dataseg.io.coco import named
 from dataseg.io.id_map import Runs, rows_of_colors
 from dataseg.io.images import MAX_LABELS, read_labels, read_rgb_ids
-from dataseg.io.json_files import field_of, read_json, records_of
+from dataseg.io.json_files import field_of, integer_of, read_json, records_of
 from dataseg.prediction_files.files import shift_hint
 from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
 
@@ -82,14 +82,14 @@ class PanopticFiles:
             torch.from_numpy(rows),
             labels,
             is_crowd=torch.tensor([bool(s.get("iscrowd", 0)) for s in segments], dtype=torch.bool),
-            areas=torch.tensor([int(field_of(s, "area", f"{where}, segment {s['id']}")) for s in segments]).long(),
+            areas=torch.tensor([integer_of(s, "area", f"{where}, segment {s['id']}") for s in segments]).long(),
         )
 
     def _numbers_and_labels(self, segments: list[dict[str, Any]], where: str) -> tuple[NDArray[Any], torch.Tensor]:
         labels: dict[int, int] = {}
         for segment in segments:
-            number = int(field_of(segment, "id", where))
-            category = int(field_of(segment, "category_id", f"{where}, segment {number}"))
+            number = integer_of(segment, "id", where)
+            category = integer_of(segment, "category_id", f"{where}, segment {number}")
             if not 0 < number < COLORS or number in labels:
                 raise UserError(f"{where}: segment id {number} is listed twice or is no colour (1..{COLORS - 1})")
             if category + self.id_shift not in self._label_of:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from own_exports import write_labelme
+from PIL import Image
 
 from data_modules.formats import CocoBoxes, CocoInstances, CocoPanoptic, LabelMaps, Labelme, MaskFolders, Yolo
 from data_modules.vocabularies import OwnClass, resolve
@@ -167,6 +168,58 @@ def test_classes_of_label_maps(tmp_path):
         target = reader.load(0)[1]
         assert target.class_map()[0].tolist() == [0, 1, 1, 2, 0, VOID, VOID, label]
         assert target.labels.tolist() == [0, 1, 2]
+
+
+COLORS = {"water": (0, 0, 200), "wall": (128, 0, 0)}
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgba", "palette"])
+def test_label_maps_of_colours(kind, tmp_path):
+    for folder in ("photos", "labels"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    indices = np.random.default_rng(0).integers(0, 3, (12, 20), dtype=np.uint8)
+    table = np.array([*COLORS.values(), (255, 255, 255)], dtype=np.uint8)
+    image = Image.fromarray(table[indices])
+    if kind == "palette":
+        image = Image.fromarray(indices)
+        image.putpalette(table.ravel().tolist())
+    elif kind == "rgba":
+        image.putalpha(255)
+    image.save(tmp_path / "mine/labels/a.png")
+    Image.fromarray(table[indices]).save(tmp_path / "mine/photos/a.jpg")
+    classes = [OwnClass(name, k, "stuff", color=color) for k, (name, color) in enumerate(COLORS.items())]
+
+    def read(**options):
+        reader = LabelMaps("mine", "photos", "labels", **{"vocabulary": classes, "encoding": "colors", **options})
+        reader.setup(tmp_path)
+        return reader.load(0)[1]
+
+    for options in ({"ignore_colors": [(255, 255, 255)]}, {"rest": "void"}):
+        assert (read(**options).ids.numpy() == np.where(indices == 2, -1, indices.astype(int))).all()
+    assert (read(rest="wall").ids.numpy() == np.minimum(indices, 1)).all()
+    with pytest.raises(UserError, match=r"a\.png holds 1 colours that are no class's, e\.g\. \[255, 255, 255\]"):
+        read()
+    for options, words in (
+        ({"vocabulary": [OwnClass("water", 0)]}, r"give water a color: \[r, g, b\]"),
+        ({"ignore": 0}, "name them in ignore_colors"),
+        ({"ignore_colors": [(128, 0, 0)]}, r"\[128, 0, 0\] stands twice"),
+        ({"encoding": "ids", "ignore_colors": [(1, 2, 3)]}, "belong to encoding: colors"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read(**options)
+
+
+def test_label_maps_in_the_code_of_ade20k(tmp_path):
+    for folder in ("photos", "labels"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    ids = np.array([[3, 300], [256, 0]])
+    code = np.stack([ids // 256 * 10, ids % 256, np.arange(4).reshape(2, 2)], axis=-1).astype(np.uint8)  # B: instance
+    Image.fromarray(code).save(tmp_path / "mine/labels/a.png")
+    Image.fromarray(code).save(tmp_path / "mine/photos/a.jpg")
+    classes = [OwnClass(f"class {number}", number, "stuff") for number in (3, 256, 300)]
+    reader = LabelMaps("mine", "photos", "labels", classes, encoding="ade", ignore=0)
+    reader.setup(tmp_path)
+    assert reader.load(0)[1].ids.tolist() == [[0, 2], [1, -1]]
 
 
 def test_classes_of_panoptic_maps(tmp_path):

@@ -77,6 +77,18 @@ def test_a_folder_is_recognised(form, conf, tmp_path, capsys, monkeypatch):
         main(["mine", "--conf", str(conf)])
 
 
+def test_label_maps_of_colours(conf, tmp_path):
+    write_label_maps(tmp_path / "mine")
+    for path in (tmp_path / "mine/labels").iterdir():
+        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.stack([values // 2, values, 255 - values], axis=-1))
+    main([str(tmp_path / "mine"), "--conf", str(conf)])
+    written = (conf / "exp" / "mine.yaml").read_text(encoding="utf-8")
+    arguments = yaml.safe_load(written)["data"]["init_args"]["train"]["mine"]["init_args"]
+    assert arguments["encoding"] == "colors"
+    assert [c["color"] for c in arguments["vocabulary"]] == [[255, 0, 0], [254, 1, 0], [0, 255, 127]]
+
+
 def test_parts_are_known_by_their_names(conf, tmp_path):
     base = tmp_path / "mine"
     for part in ("train", "val"):

@@ -17,7 +17,7 @@ from dataseg.prediction_files import (
     vocabulary_of,
     writer_for,
 )
-from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Task, Vocabulary
+from dataseg.structures import ClassSpec, InstanceMasks, SegmentMap, Task, UserError, Vocabulary
 
 
 def make_vocabulary(ids=(1, 5, 300)):
@@ -222,7 +222,11 @@ def test_mistakes_in_instance_ground_truth(tmp_path, changes, message):
     [
         ({"image_id": 9}, r"r\.json, result 0: image 9 is not in the ground truth"),
         ({"category_id": 9}, r"r\.json, result 0: category_id 9 is not in vocabulary 'toy'"),
+        ({"image_id": "a.jpg"}, r"image a\.jpg is not in the ground truth, whose image ids are 1, \.\.\."),
         ({"score": float("nan")}, r"r\.json, result 0: score nan is not a finite number"),
+        ({"score": None}, r"r\.json, result 0: score None is not a finite number"),
+        ({"category_id": "bolt"}, r"r\.json, result 0: category_id 'bolt' is not a finite number"),
+        ({"category_id": 5.5}, r"r\.json, result 0: category_id 5\.5 is not a whole number"),
         ({"segmentation": []}, r"r\.json, result 0 has no mask"),
     ],
 )
@@ -232,6 +236,12 @@ def test_mistakes_in_instance_results(tmp_path, changes, message):
     (tmp_path / "r.json").write_text(json.dumps([record]))
     with pytest.raises(ValueError, match=message):
         InstanceResults(tmp_path / "r.json", VOCABULARY, {"1": (8, 9)}).load("1")
+
+
+def test_a_ground_truth_is_no_list_of_results(tmp_path):
+    (tmp_path / "r.json").write_text('{"annotations": []}')
+    with pytest.raises(UserError, match=r"r\.json: holds 'annotations'; wanted is a list of results"):
+        InstanceResults(tmp_path / "r.json", VOCABULARY, {"1": (8, 9)})
 
 
 def test_predictions_that_cannot_be_written(tmp_path):
