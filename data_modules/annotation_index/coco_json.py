@@ -240,7 +240,10 @@ class AnnotationTable:
             return self._label_of[id_of(category)]
         except KeyError:
             known = ", ".join(map(str, self._label_of))
-            raise UserError(f"its category_id {category!r} is not in the vocabulary, which has {known:.200}") from None
+            raise UserError(
+                f"its category_id {category!r} is not in the vocabulary, which has {known:.200}: add it, or leave"
+                " others out with rest: background"
+            ) from None
 
     def _fill(self, row: NDArray[Any], record: dict[str, Any]) -> bytes:
         """Fill one row; the counts of its mask, empty if there is none."""

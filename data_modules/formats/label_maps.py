@@ -35,7 +35,8 @@ class LabelMapReader(Reader):
 
     gives = "map"
     default_tasks = (Task.SEMANTIC,)
-    hint_255 = ""
+    hint_255 = hint = ""
+    """What to say of values that no class has: of 255, and of the others."""
 
     def __init__(
         self, vocabulary: vocabularies.Classes, tasks: list[TaskName] | None, names: vocabularies.Names
@@ -100,7 +101,7 @@ class LabelMapReader(Reader):
         try:
             return rows_of_labels(self.values(path, size), self._table)
         except UnknownLabelError as error:
-            hint = self.hint_255 if error.value == 255 else ""
+            hint = self.hint_255 if error.value == 255 else self.hint
             raise UserError(
                 f"{self.title}: {path} holds the value {error.value}, "
                 f"which is no class of {self.vocabulary.name!r}{hint}"
@@ -113,7 +114,7 @@ class LabelMaps(LabelMapReader):
     Args:
         root: the dataset's folder, below the data root.
         images: image folder below ``root``.
-        annotations: label folder below ``root``; a label map has its image's stem.
+        annotations: label folder below ``root``; a label map has its image's stem, the name without the suffix.
         vocabulary: name or file of the classes, or the classes themselves; label maps hold their ids, or colors.
         encoding: what pixels hold: "ids" of classes; "colors", RGB, of classes; or "ade": red / 10 * 256 + green is
             the id, as in the full ADE20K.
@@ -121,8 +122,8 @@ class LabelMaps(LabelMapReader):
         ignore_colors: the like, [r, g, b], of maps of colours.
         offset: added to a label map's values to give the ids, as in copies that were shifted by one.
         image_suffix: ending of the images, in any case, e.g. ``.jpg``; None = any image.
-        labels_suffix: ending of the label maps, in any case, e.g. ``.png``; None = any image, or
-                ``.png`` where images and maps lie in one folder.
+        labels_suffix: ending of the label maps, in any case, e.g. ``.png`` or ``_mask.png``; None = any image, or
+            ``.png`` where images and maps lie in one folder.
         tasks: evaluated tasks; training uses the first. Default: semantic.
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
@@ -134,6 +135,7 @@ class LabelMaps(LabelMapReader):
     """
 
     title = "label maps"
+    hint_255 = hint = ": add it, name it in ignore, or say with rest what such pixels are"
     source = "its owner: this reader serves folders of your own"
 
     def __init__(
@@ -178,8 +180,8 @@ class LabelMaps(LabelMapReader):
         maps = list_images(self._labels, self.labels_suffix or (".png" if together else None))
         if together:  # what is a map is no image
             images = sorted(set(images) - set(maps))
-        self._image_of = by_stem(images, self._images)
-        self._labels_of = by_stem(maps, self._labels)
+        self._image_of = by_stem(images, self._images, self.image_suffix)
+        self._labels_of = by_stem(maps, self._labels, self.labels_suffix)
         stems = complete(self, self._image_of, self._labels_of, self._labels, on_problem)
         for stem in (lonely := sorted(set(self._labels_of) - set(self._image_of))):
             on_problem(f"{self._labels}: {self._labels_of[stem]} has no image in {self._images}", benign=True)

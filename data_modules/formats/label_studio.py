@@ -43,9 +43,11 @@ class LabelStudio(LabellingTool):
         for task in tasks:
             where = f"{self._annotations}: task {task.get('id')}"
             with self.record(where):
-                done = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
+                made = task.get("annotations") or task.get("completions") or []  # as versions before 1.0 call them
+                done = [a for a in made if not a.get("was_cancelled")]
                 if not done:
                     self.unused("tasks_without_annotation")
+                    self.unused("tasks_with_predictions_alone", bool(task.get("predictions")))
                     continue
                 self.unused("annotations_of_further_people", len(done) - 1)
                 yield self._image(task, done[0]["result"], where)
@@ -71,6 +73,7 @@ class LabelStudio(LabellingTool):
                 if not label:
                     self.unused("regions_without_a_class")
                     continue
+                self.unused("further_labels_of_a_region", len(label) - 1)
                 self.unused("turned_boxes", kind == "rectangle" and bool(value.get("rotation")))
                 shapes.append(_shape(str(label[0]), kind, value, size, which))
         names = [str(v) for v in task["data"].values() if isinstance(v, str)]

@@ -147,7 +147,7 @@ class LabellingTool(IndexedReader):
         try:
             yield
         except MISTAKES as error:
-            if str(error).startswith(f"{where}:"):  # a record within this one has been told
+            if str(error).startswith((f"{where}:", f"{where},")):  # a record within this one has been told
                 raise
             self._on_problem(f"{where}: {reason_of(error, found)}. {self.remedy}")
 
@@ -166,7 +166,8 @@ class LabellingTool(IndexedReader):
         if found is None:
             found = sorted({shape.label for image in images for shape in image.shapes})
         if not found:
-            raise UserError(f"{self.title}: {self._annotations} states no class and has no labelled object")
+            counted = f" ({', '.join(self.counted)})" if self.counts else ""
+            raise UserError(f"{self.title}: {self._annotations} states no class and has no labelled object{counted}")
         return [vocabularies.OwnClass(name, number) for number, name in enumerate(dict.fromkeys(found))]
 
     def _read_files(self, on_problem: OnProblem) -> tuple[list[str] | None, list[LabelledImage]]:
@@ -227,7 +228,10 @@ class LabellingTool(IndexedReader):
                 else:
                     found[name] = image
         if missing:
-            on_problem(f"{len(missing)} of {len(images)} images are not in {self._images}, e.g. {missing[0]}")
+            on_problem(
+                f"{len(missing)} of {len(images)} images are not in {self._images}, e.g. {missing[0]}: put them there,"
+                " or take their records out"
+            )
         pictures = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in files.names)
         self.counts |= {
             "names_found_in_another_form": files.others,

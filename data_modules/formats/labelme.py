@@ -19,9 +19,9 @@ from dataseg.structures import UserError
 
 
 class Labelme(LabellingTool):
-    """``a.json`` beside ``a.jpg``. Polygons and masks of one class and ``group_id`` are parts of one object.
+    """``a.json`` beside ``a.jpg``, as X-AnyLabeling writes them too.
 
-    Points and lines are counted, not used.
+    Polygons and masks of one class and ``group_id`` are parts of one object. Points and lines are counted, not used.
     """
 
     title = "labelme"
@@ -66,7 +66,7 @@ class Labelme(LabellingTool):
         with self.record(f"{file}: {which}", item):
             label, kind, group = str(item["label"]), item.get("shape_type") or "polygon", item.get("group_id")
             points = np.asarray(item["points"], dtype=np.float64).reshape(-1, 2)
-            if kind == "polygon":
+            if kind in ("polygon", "rotation"):  # a turned box of X-AnyLabeling
                 yield Shape(label, which, polygon=points.tolist(), group=group)
             elif kind == "rectangle":
                 if len(points) < 2:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
+from dataseg.io.coco import named
 from dataseg.io.images import EncodedImage, ImageArray
 from dataseg.structures import VOID, Target, Task, UserError, Vocabulary
 
@@ -154,7 +155,9 @@ class Reader(ABC):
         """
         if self._vocabulary is None:
             self.locate(root)
-            self._vocabulary = vocabularies.resolve(self.stated_classes())
+            stated = self.stated_classes()
+            with named(self.where):
+                self._vocabulary = vocabularies.resolve(stated)
 
     def stated_classes(self) -> list[vocabularies.OwnClass]:
         """The classes that the located files state."""

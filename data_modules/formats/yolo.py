@@ -132,7 +132,8 @@ class Yolo(LabellingTool):
 
 def _shape(label: str, shares: list[float], size: tuple[int, int], where: str) -> Shape:
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
-        raise UserError(f"{len(shares)} numbers after the class, neither 4 of a box nor pairs of a polygon")
+        hint = " (a box and the confidence of a prediction?)" if len(shares) == 5 else ""
+        raise UserError(f"{len(shares)} numbers after the class, neither 4 of a box nor pairs of a polygon{hint}")
     if not all(-_SLACK <= share <= 1 + _SLACK for share in shares):
         raise UserError(f"{max(shares, key=abs):g} is no share of the image, 0 to 1: pixels or percent are not read")
     rows, columns = size

@@ -29,7 +29,7 @@ from data_modules.formats.reader import IndexedReader, Reader
 from data_modules.formats.yolo import read_data_yaml
 from data_modules.inspection.statistics import describe
 from data_modules.layout import MissingDataError
-from data_modules.survey import evenly_spaced
+from data_modules.survey import evenly_spaced, survey
 from data_modules.vocabularies import OwnClass
 from dataseg.io.atomic import write_text
 from dataseg.io.images import color_codes, read_colors, read_labels
@@ -77,16 +77,24 @@ class Found:
         return stated or next((part for part, names in PARTS.items() if set(names) & set(words)), None)
 
 
-def recognise(folder: Path) -> list[Found]:
-    """All annotations in a folder, of the first form that is there.
+def recognise(folder: Path, form: str | None = None) -> tuple[list[Found], list[Found]]:
+    """All annotations in a folder of one form, and those of others.
+
+    Args:
+        form: name of a reader, where there are several; None = what files hold goes before what folders hold.
 
     Raises:
-        UserError: none that is known, or several forms.
+        UserError: none that is known or wanted, or files of several forms.
     """
     names = walk(folder)
-    found = [item for name in names for item in _of_file(folder, name)]
-    found = _grouped(folder, found) or list(_folders(folder, names))
+    of_files = _grouped(folder, [item for name in names for item in _of_file(folder, name)])
+    of_folders = list(_folders(folder, names))
+    found = [item for item in of_files + of_folders if item.kind == form] if form else of_files or of_folders
+    others = [item for item in of_files + of_folders if item not in found]
     kinds = Counter(item.kind for item in found)
+    if not found and others:
+        there = ", ".join(dict.fromkeys(item.kind for item in others))
+        raise UserError(f"{folder}: no annotations of the form {form}, but {there}")
     if not found:
         endings = Counter(PurePosixPath(name).suffix.lower() for name in names)
         listed = ", ".join(f"{count} {ending or '(no ending)'}" for ending, count in endings.most_common(6))
@@ -97,8 +105,8 @@ def recognise(folder: Path) -> list[Found]:
         )
     if len(kinds) > 1:
         several = "; ".join(f"{kind}: {next(i.where for i in found if i.kind == kind)}" for kind in kinds)
-        raise UserError(f"{folder}: annotations of several forms ({several}): give a folder with one of them")
-    return found
+        raise UserError(f"{folder}: annotations of several forms ({several}): choose one with --form")
+    return found, others
 
 
 def _of_file(folder: Path, name: str) -> Iterator[Found]:
@@ -108,7 +116,7 @@ def _of_file(folder: Path, name: str) -> Iterator[Found]:
         if "names" in about:
             parts = [part for part in PARTS if about.get(part)]
             yield from (Found("Yolo", name, {"annotations": name, "part": part}, needs_images=False) for part in parts)
-    elif path.name in ("classes.txt", "obj.names"):
+    elif path.name.lower() in ("classes.txt", "obj.names"):
         yield Found("Yolo", name, {"annotations": name}, needs_images=False)
     elif suffix == ".xml":
         kind = {"annotations": "CvatImages", "annotation": "PascalVocBoxes"}.get(read_xml(path).tag)
@@ -124,7 +132,8 @@ def _of_file(folder: Path, name: str) -> Iterator[Found]:
 
 def _kind_of_json(content: Any) -> str | None:
     if isinstance(content, list):
-        return "LabelStudio" if content and isinstance(content[0], dict) and "data" in content[0] else None
+        first = content[0] if content and isinstance(content[0], dict) else {}
+        return "LabelStudio" if {"data", "lead_time", "annotation_id"} & first.keys() else None
     if not isinstance(content, dict):
         return None
     if "shapes" in content and "imagePath" in content:
@@ -174,7 +183,7 @@ def _folders(folder: Path, names: list[str]) -> Iterator[Found]:
     """Label maps, and folders of masks: two folders whose files or folders have the same names."""
     stems: dict[str, set[str]] = {}
     for name in names:
-        if name.lower().endswith(IMAGE_SUFFIXES):
+        if _is_image(name):
             path = PurePosixPath(name)
             stems.setdefault(str(path.parent), set()).add(path.stem)
     for images, mine in stems.items():
@@ -183,19 +192,28 @@ def _folders(folder: Path, names: list[str]) -> Iterator[Found]:
         if len(parents) == 1:
             yield Found("MaskFolders", (masks := parents.pop()), {"masks": masks, "images": images}, needs_images=False)
         for labels, others in stems.items():
-            shared = mine & others
-            if labels != images and 2 * len(shared) > len(mine) and (encoding := _encoding(folder, labels, names)):
+            tail = None if labels == images else _tail(mine, others)
+            if tail is not None and (encoding := _encoding(folder, labels, names)):
                 if not _encoding(folder, images, names) or (_LABELS.search(labels) and not _LABELS.search(images)):
                     arguments = {"annotations": labels, "images": images}
+                    arguments |= {"labels_suffix": f"{tail}.png"} if tail else {}
                     arguments |= {"encoding": encoding} if encoding == "colors" else {}
                     yield Found("LabelMaps", labels, arguments, needs_images=False)
+
+
+def _tail(images: set[str], labels: set[str]) -> str | None:
+    """What stands behind the images' stems in those of their label maps; None if they are not theirs."""
+    first = min(labels)
+    tails = [first[len(stem) :] for stem in images if first.startswith(stem)]
+    fits = (tail for tail in sorted(tails, key=len) if 2 * sum(stem + tail in labels for stem in images) > len(images))
+    return next(fits, None)
 
 
 def _encoding(folder: Path, place: str, names: list[str]) -> str | None:
     """How a folder's first file would hold classes; None if it is a photograph."""
     first = next(name for name in names if str(PurePosixPath(name).parent) == place)
     if PurePosixPath(first).suffix.lower() not in (".png", ".tif", ".tiff"):
-        return None
+        return "ids" if _LABELS.search(place) else None  # the reader refuses it
     for encoding in ("ids", "colors"):
         try:
             if len(_values(folder / first, encoding)) <= MAX_CLASSES:
@@ -214,12 +232,18 @@ def _values(path: Path, encoding: str) -> list[int]:
 # -------------------------------------------------------------------------------------------------- readers
 
 
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def image_folders(folder: Path, part: str | None) -> list[str]:
     """Folders that may hold the images: those named after the part first, then the deepest; the folder itself last."""
     below: Counter[str] = Counter()
     for name in walk(folder):
-        if name.lower().endswith(IMAGE_SUFFIXES):
+        if _is_image(name):
             below.update(str(parent) for parent in PurePosixPath(name).parents)
+        elif name.lower().endswith(".zip") and (count := sum(map(_is_image, walk(folder / name)))):
+            below[name[: -len(".zip")]] += count  # readers look into the archive in a folder's place
     words = PARTS.get(part or "", ())
     return sorted(below, key=lambda n: (not any(w in n.lower().split("/") for w in words), n == ".", -below[n]))
 
@@ -274,24 +298,28 @@ class Plan:
     lines: list[str]
 
 
-def plan(folder: Path) -> Plan:
+def plan(folder: Path, form: str | None = None) -> Plan:
     """Recognise a folder and set up its readers.
+
+    Args:
+        form: name of a reader, where annotations of several forms are there.
 
     Raises:
         UserError: the folder is not there, holds nothing that is known, or something in it cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder" + (", but a file: unpack it" if folder.is_file() else ""))
     by_part: dict[str | None, Found] = {}
-    for item in recognise(folder):
+    found, others = recognise(folder, form)
+    for item in found:
         if (other := by_part.setdefault(item.part, item)) is not item:
             raise UserError(
                 f"{folder}: {other.where} and {item.where} both hold annotations: give a folder with one of them, or"
                 " name them after their parts: train, val"
             )
     train = by_part.get("train") or by_part.get(None) or next(iter(by_part.values()))
-    others = (by_part.get(part) for part in ("val", "test"))
-    val = next((item for item in others if item is not None and item is not train), None)
+    held = (by_part.get(part) for part in ("val", "test"))
+    val = next((item for item in held if item is not None and item is not train), None)
     reader, arguments = build(folder, train, _named_classes(folder, train))
     has_colors = arguments.get("encoding") == "colors"
     own_classes = [
@@ -308,6 +336,7 @@ def plan(folder: Path) -> Plan:
         for c in own_classes
     ]
     lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
+    lines += [f"  not used: {item.where} (as {item.kind}, with --form {item.kind})" for item in others]
     if val is None:
         share = next((share for share in SHARES if _divides(reader, share)), None)
         if share is None:
@@ -333,7 +362,8 @@ def _named_classes(folder: Path, found: Found) -> list[OwnClass] | None:
         place, encoding = folder / found.arguments["annotations"], found.arguments.get("encoding", "ids")
         values = sorted({value for name in list_images(place) for value in _values(place / name, encoding)})
         if encoding == "ids":
-            return [OwnClass(f"class {value}", value, "stuff") for value in values if value != IGNORE]
+            values = values if values == [0, IGNORE] else [value for value in values if value != IGNORE]
+            return [OwnClass(f"class {value}", value, "stuff") for value in values]
         colors = [(code & 255, code >> 8 & 255, code >> 16) for code in values]
         return [OwnClass(f"color {r} {g} {b}", k, "stuff", color=(r, g, b)) for k, (r, g, b) in enumerate(colors)]
     if found.kind == "MaskFolders":
@@ -361,12 +391,14 @@ def _divides(reader: Reader, share: float) -> bool:
 
 
 def _told(reader: Reader, name: str) -> list[str]:
-    """Counts of images, objects by class and everything that reading dropped or mended."""
+    """Counts of images, objects by class and everything that reading dropped or mended, or that is doubtful."""
+    heard: list[str] = []
+    survey(reader, lambda message, benign=False: heard.append(f"  {message}"))
     found = describe(reader, name, _LOOKED_AT)
     classes = ", ".join(f"{c} {n}" for c, n in zip(reader.vocabulary.names, found.per_class.tolist(), strict=True))
     of = f" of {found.counted} of them" if found.counted < found.images else ""
     lines = [f"{found.images} images; segments by class{of}: {classes}"]
-    return lines + [f"  {counted}" for counted in reader.counted]
+    return lines + [f"  {counted}" for counted in reader.counted] + heard
 
 
 def _typical_size(reader: Reader) -> int:
@@ -407,6 +439,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dataseg own-data", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder with images and their annotations")
     parser.add_argument("--name", help="of the experiment; default: the folder's")
+    parser.add_argument("--form", help="reader, where annotations of several forms are there, e.g. LabelMaps")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder of the configuration files")
     parser.add_argument("--overwrite", action="store_true", help="replace an experiment of this name")
     given = parser.parse_args(args)
@@ -414,7 +447,7 @@ def main(args: list[str] | None = None) -> int:
     path = given.conf / "exp" / f"{name}.yaml"
     if path.exists() and not given.overwrite:
         raise UserError(f"{path} is there already: give another --name, or --overwrite")
-    found = plan(given.folder)
+    found = plan(given.folder, given.form)
     write_text(path, experiment_yaml(name, given.folder, found))
     print("\n".join([*found.lines, f"wrote {path}: look through it, then"]))
     print(f"  make data-check EXP={name}    or: dataseg data-check --exp {name}")

@@ -82,7 +82,7 @@ def resolve(classes: str | Sequence[OwnClass], names: Names = "corrected") -> Vo
         )
         twice = {name for name, count in Counter(name for c in specs for name in c.file_names).items() if count > 1}
         if twice:
-            raise ValueError(f"the names {sorted(twice)} stand twice")
+            raise ValueError(f"the names {sorted(twice)} stand twice: write one class, with all ids: id: [1, 2]")
         vocabulary = Vocabulary("own", specs)
     except ValueError as error:
         raise UserError(f"vocabulary: {error}") from error

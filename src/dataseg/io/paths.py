@@ -67,15 +67,18 @@ def list_images(folder: Path, suffix: str | None = None) -> list[str]:
     return [name for name in list_files(folder, "") if name.lower().endswith(endings)]
 
 
-def by_stem(names: list[str], folder: Path) -> dict[str, str]:
+def by_stem(names: list[str], folder: Path, suffix: str | None = None) -> dict[str, str]:
     """Names of files by their stems, in composed Unicode form (NFC).
+
+    Args:
+        suffix: what they end in, if that is more than what follows the last dot, such as ``_mask.png``.
 
     Raises:
         UserError: two have the same.
     """
     found: dict[str, str] = {}
     for name in names:
-        stem = unicodedata.normalize("NFC", name.rpartition(".")[0])
+        stem = unicodedata.normalize("NFC", name[: -len(suffix)] if suffix else name.rpartition(".")[0])
         if found.setdefault(stem, name) != name:
             raise UserError(f"{folder}: {found[stem]} and {name} have the same stem: say which by the suffix to read")
     return found

@@ -104,6 +104,19 @@ def test_parts_of_one_object(tmp_path):
     np.testing.assert_array_equal(coco_mask.decode(target.rles[1]), mask)
 
 
+def test_older_and_neighbouring_tools(tmp_path):
+    """Label Studio before 1.0 has completions, X-AnyLabeling turned boxes."""
+    path = own_exports.write_label_studio(tmp_path / "label_studio") / "project-4-at-2024-05-01.json"
+    path.write_text(path.read_text().replace('"annotations"', '"completions"'))
+    for name in (base := own_exports.write_labelme(tmp_path / "labelme")).glob("*.json"):
+        name.write_text(name.read_text().replace('"shape_type": "polygon"', '"shape_type": "rotation"'))
+    for reader in (LabelStudio("label_studio", path.name), Labelme(base.name)):
+        reader.setup(tmp_path)
+        target = reader.load(0)[1]
+        assert [rle is None for rle in target.rles] == [True, False]
+        assert "rotation not used" not in " ".join(reader.counted)
+
+
 def change(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -113,7 +126,7 @@ def change(path: Path, old: str, new: str) -> None:
 MALFORMED = [
     ("yolo", "labels/train/b2.txt", "1 ", "7 ", "b2.txt, line 2: class 7 is none of data.yaml's, 0 to 1"),
     ("yolo", "labels/train/b2.txt", "0 0.", "0 20.", "line 1: 20.* is no share of the image"),
-    ("yolo", "labels/train/b2.txt", "0 ", "0 0.5 ", "5 numbers after the class"),
+    ("yolo", "labels/train/b2.txt", "0 ", "0 0.5 ", "5 numbers after the class.*confidence"),
     ("yolo", "data.yaml", "names", "klassen", "no 'names'"),
     ("labelme", "b2.json", '"points": [[', '"points": [[null, ', "b2.json: shape 1"),
     (
