@@ -257,13 +257,11 @@ class CoTraining(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What the trained datasets hold, for `load_state_dict`: fingerprints ``[N]`` by name, on the first rank."""
-        if self.trainer is None or not self.trainer.is_global_zero:
-            return {}
         return {name: torch.from_numpy(found.view(np.int32)) for name, found in self._fingerprints.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn of trained datasets that are not those that the run was trained on so far."""
-        for name, now in self._fingerprints.items() if self.trainer.is_global_zero else ():
+        for name, now in self._fingerprints.items():
             then = state_dict[name].numpy().view(np.uint32) if name in state_dict else now
             both = min(len(then), len(now))
             differ = int((then[:both] != now[:both]).sum()) + abs(len(then) - len(now))
@@ -276,6 +274,8 @@ class CoTraining(LightningDataModule):
 
     @cached_property
     def _fingerprints(self) -> dict[str, NDArray[np.uint32]]:
+        if self.trainer is None or not self.trainer.is_global_zero:
+            return {}
         ready = {name: reader for name, reader in self.train_readers.items() if id(reader) in self._ready}
         return {name: reader.fingerprints() for name, reader in ready.items()}  # none where a checkpoint is evaluated
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import multiprocessing
+import multiprocessing.queues
+import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -122,6 +124,14 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # a sample that cannot be sent, mostly for want of memory, is left out by default, and waited for without end
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
+
+
+def _give_up(error: BaseException, sample: object) -> None:
+    """End the loading process; the training process misses it."""
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def end_workers(patience: float = 1.0) -> None:

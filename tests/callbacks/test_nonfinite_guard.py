@@ -181,16 +181,16 @@ def test_replay_imports_nothing_that_a_configuration_names(suite, tmp_path, monk
         co_training.run(args)
     run = tmp_path / "runs" / "mini_all" / "test"
     file = run / "replay" / "step-0-rank-0.pt"
-    (tmp_path / "friendly.py").write_text("from dataseg.losses import Criterion\nclass Mine(Criterion):\n    pass\n")
+    (tmp_path / "own_losses.py").write_text("from dataseg.losses import Criterion\nclass Mine(Criterion):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     content = yaml.safe_load((run / "config.yaml").read_text())
-    content["model"]["criterion"]["class_path"] = "friendly.Mine"
+    content["model"]["criterion"]["class_path"] = "own_losses.Mine"
     content["data"] = content["model"]["text"] = content["trainer"] = {"class_path": "evilmod.Foo"}  # not looked at
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"other\.yaml: model\.criterion cannot be built.*friendly\.Mine"):
+    with pytest.raises(UserError, match=r"other\.yaml: model\.criterion cannot be built.*own_losses\.Mine"):
         replay.replay(file, tmp_path / "other.yaml")
-    assert "friendly" not in sys.modules
-    assert replay.main([str(file), f"--config={tmp_path / 'other.yaml'}", "--packages", "friendly"]) == 1
+    assert "own_losses" not in sys.modules
+    assert replay.main([str(file), f"--config={tmp_path / 'other.yaml'}", "--packages", "own_losses"]) == 1
 
 
 def test_without_a_guard_a_batch_that_cannot_be_matched_still_stops(suite, tmp_path):

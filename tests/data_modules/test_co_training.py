@@ -9,6 +9,7 @@ from fake_data import write_ade
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from data_modules import CoTraining
 from data_modules.formats import (
@@ -19,11 +20,13 @@ from data_modules.formats import (
     Objects365Boxes,
     Objects365Instances,
 )
+from data_modules.loaders import worker_options
 from data_modules.mini import MiniSpec
 from data_modules.sampling import Schedule, share_out
 from data_modules.transforms import TrainTransform
 from dataseg.inference.resize import ResizeShortestEdge
 from dataseg.structures import Batch, Boxes, SegmentMap, Task, UserError
+from dataseg.structures.errors import loading_process_died
 
 RATIOS = {"ade": 1, "coco": 2, "o365": 2}
 
@@ -103,6 +106,19 @@ def test_one_data_set_a_step_with_exact_quotas(fake_root, tmp_path):
 def test_workers_do_not_change_the_samples(fake_root, tmp_path, workers):
     alone = fit(make(fake_root), tmp_path, steps=6).seen
     assert fit(make(fake_root, num_workers=workers), tmp_path, steps=6).seen == alone
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError("unable to mmap")
+
+
+def test_a_sample_that_cannot_be_sent_is_not_waited_for(capfd):
+    loader = DataLoader([Unsendable()], collate_fn=lambda samples: samples[0], **worker_options(1, 1))
+    with pytest.raises(RuntimeError, match="DataLoader worker") as stop:
+        next(iter(loader))
+    assert loading_process_died(stop.value)
+    assert "unable to mmap" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])

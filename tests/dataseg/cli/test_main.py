@@ -46,6 +46,15 @@ def wrapped() -> ValueError:
             "error: Lightning refuses the trainer's settings: no such s",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "/its"), 1, "Permission denied: '/its'"),
+        (OSError(errno.EROFS, "Read-only file system", "/its"), 1, "error: /its cannot be written to"),
+        (MemoryError("Caught MemoryError in a worker.\nTraceback ...\nMemoryError"), 1, "memory ran out"),
+        (
+            RuntimeError("Caught _ArrayMemoryError in a worker.\nTraceback ...\nUnable to allocate 9 GiB"),
+            1,
+            "allocate 9",
+        ),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), 1, "lower data.num_workers"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), 1, "a loading process was killed"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

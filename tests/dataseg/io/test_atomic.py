@@ -1,6 +1,11 @@
-import pytest
+import errno
 
-from dataseg.io.atomic import replacing, write_text
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from dataseg.io import atomic
+from dataseg.io.atomic import replacing, write_tensors, write_text
 
 
 def names(folder):
@@ -35,6 +40,18 @@ def test_a_writer_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, is_fo
         write_half(path, is_folder)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_full_disk_is_told_of_tensors_too(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(atomic, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as stop:
+        write_tensors(tmp_path / "a", {"x": torch.zeros(3)}, {})
+    assert (stop.value.errno, stop.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+    assert names(tmp_path) == []
 
 
 def test_folders_and_links_are_replaced(tmp_path):
