@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -57,6 +58,8 @@ class CoTraining(LightningDataModule):
         batch_size: samples of one optimisation step: over all ranks and accumulated batches together, which must divide
             it. With ``mixed`` it is raised to the next number that ratios, ranks and accumulation divide.
         eval_batch_size: images of one evaluation batch on one rank.
+        eval_subset: images of each evaluation set that validations while training take, the same ones in every run;
+            None = all. Evaluation on its own takes all.
         num_workers: loading processes per rank, shared out by ratio, at least one per dataset; -1 = one per core;
             0 = load in the training process. The samples are the same whatever their number.
         prefetch_factor: batches each loading process keeps ready.
@@ -82,6 +85,7 @@ class CoTraining(LightningDataModule):
         test_time_augmentation: TestTimeAugmentation = TestTimeAugmentation(),  # noqa: B008 (frozen)
         batch_size: int = 16,
         eval_batch_size: int = 1,
+        eval_subset: int | None = None,
         num_workers: int = -1,
         prefetch_factor: int = 2,
         seed: int = 0,
@@ -102,6 +106,7 @@ class CoTraining(LightningDataModule):
         self._val: dict[str, Reader] = dict(val or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.eval_subset = eval_subset
         self.train_transform = train_transform
         self.eval_transform = eval_transform
         self.test_time_augmentation = test_time_augmentation
@@ -126,6 +131,8 @@ class CoTraining(LightningDataModule):
                 raise UserError(explain_missing([(name, error)], 1, self.root)) from error
 
     def _check(self) -> None:
+        if self.eval_subset is not None and self.eval_subset < 1:
+            raise UserError(f"data.eval_subset={self.eval_subset} is a number of images, 1 or more; null takes all")
         semantic = any(Task.SEMANTIC in reader.tasks for reader in self._val.values())
         if self._val and not semantic and not self.test_time_augmentation.is_plain:
             raise UserError(
@@ -246,14 +253,27 @@ class CoTraining(LightningDataModule):
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images, and what was dropped, mended or not found, of each dataset that was read; by role and name."""
+        """Images, and what was dropped, mended or not found, of each dataset that was read; by role and name.
+
+        "evaluated": images of the subset that is evaluated while training.
+        """
         readers = [("train", name, reader) for name, reader in self.train_readers.items()]
         readers += [("val", name, reader) for name, reader in self.val_readers.items()]
-        return {
-            f"{role} {name}": {"images": len(reader), **{what: count for what, count in reader.counts.items() if count}}
-            for role, name, reader in readers
-            if id(reader) in self._ready
-        }
+        at_most = self._evaluated_at_most()
+        found = {}
+        for role, name, reader in readers:
+            if id(reader) in self._ready:
+                counts = {what: count for what, count in reader.counts.items() if count}
+                if role == "val" and at_most is not None:
+                    counts["evaluated"] = min(at_most, len(reader))
+                found[f"{role} {name}"] = {"images": len(reader), **counts}
+        return found
+
+    def _evaluated_at_most(self) -> int | None:
+        """Images of each evaluation set that are evaluated now; None = all."""
+        if self.eval_subset is None or self.trainer is None or self.trainer.state.fn is not TrainerFn.FITTING:
+            return None
+        return self.eval_subset
 
     def state_dict(self) -> dict[str, Any]:
         """What the trained datasets hold, for `load_state_dict`: fingerprints ``[N]`` by name, on the first rank."""
@@ -313,9 +333,12 @@ class CoTraining(LightningDataModule):
         ratios = " : ".join(f"{name} {ratio:g}" for name, ratio in self.ratios.items())
         return {
             "trains on": _counted(self.train_readers),
-            "evaluates on": _counted(self.val_readers),
+            "evaluates on": _counted(self.val_readers) + self._subset_told(),
             "ratios": f"{ratios}; {samples} samples a step{split if processes * accumulated > 1 else ''}",
         }
+
+    def _subset_told(self) -> str:
+        return "" if self.eval_subset is None else f"; while training, on at most {self.eval_subset:,} of each"
 
     def train_dataloader(self) -> CombinedLoader:
         trainer = self.trainer
@@ -370,6 +393,7 @@ class CoTraining(LightningDataModule):
                 rank=rank,
                 num_workers=min(self.num_workers, 4),
                 prefetch_factor=self.prefetch_factor,
+                at_most=self._evaluated_at_most(),
             )
             for name, reader in self.val_readers.items()
         ]

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import cv2
@@ -153,19 +154,19 @@ def end_workers(patience: float = 1.0) -> None:
 
 
 class RankShare(DistributedSampler[Any]):
-    """Every ``world_size``-th image in order; the last round is filled up with marked repeats of the first image.
+    """Every ``world_size``-th of some images in order; the last round is filled up with marked repeats of the first.
 
     A `DistributedSampler`, so that Lightning does not put its own in place, whose repeats nobody could tell.
     """
 
-    def __init__(self, n: int, world_size: int, rank: int) -> None:
-        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.n = n
+    def __init__(self, images: Sequence[int], world_size: int, rank: int) -> None:
+        super().__init__(images, num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.images = images
 
     def __iter__(self) -> Iterator[Any]:
         for round_ in range(len(self)):
             index = round_ * self.num_replicas + self.rank
-            yield (index, False) if index < self.n else (0, True)
+            yield (self.images[index], False) if index < len(self.images) else (self.images[0], True)
 
 
 def evaluation_loader(
@@ -177,12 +178,21 @@ def evaluation_loader(
     rank: int,
     num_workers: int,
     prefetch_factor: int,
+    at_most: int | None = None,
 ) -> DataLoader[Sample]:
-    """This rank's share of one evaluation set, in a fixed order."""
+    """This rank's share of one evaluation set, in a fixed order.
+
+    Args:
+        at_most: images to take; None = all. Those whose ids have the smallest hashes: the same in every run, whatever
+            order the files have.
+    """
+    images: Sequence[int] = range(len(reader))
+    if at_most is not None and at_most < len(reader):
+        images = sorted(sorted(images, key=lambda i: sha256(reader.image_id(i).encode()).digest())[:at_most])
     return DataLoader(
         EvaluationDataset(reader, resize),
         batch_size=batch_size,
-        sampler=RankShare(len(reader), world_size, rank),
+        sampler=RankShare(images, world_size, rank),
         collate_fn=partial(Batch.collate, dataset=dataset, task=reader.tasks[0]),
         **worker_options(num_workers, prefetch_factor),
     )

@@ -50,6 +50,7 @@ def network(backbone: str | nn.Module = "convnext", **options) -> SegmentationNe
             False,
             options={"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64},
         )
-        return EncoderOnlyNetwork(vit, OPTIONS["num_queries"], num_blocks=2, text_dim=OPTIONS["text_dim"]).eval()
+        own = {"num_queries": OPTIONS["num_queries"], "text_dim": OPTIONS["text_dim"]}
+        return EncoderOnlyNetwork(vit, num_blocks=2, **own | options).eval()
     model = BACKBONES[backbone]() if isinstance(backbone, str) else backbone
     return MaskClassificationNetwork(model, **OPTIONS | options).eval()

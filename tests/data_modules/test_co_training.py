@@ -302,6 +302,22 @@ def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):
     assert batch.original_sizes == [batch.targets[0].size] == [(40, 56)]
 
 
+def test_validations_while_training_can_take_a_subset(fake_root, tmp_path):
+    data = make(fake_root, eval_subset=2, num_workers=0)
+    model = fit(data, tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=1, num_sanity_val_steps=0)
+    first, second = model.validated[:2], model.validated[2:]
+    assert first == second
+    assert len(set(first)) == 2
+    assert data.counts["val coco"] == {"images": len(data.val_readers["coco"]), "evaluated": 2}
+    whole = Recorder()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.validate(whole, data, verbose=False)
+    assert set(first) < set(whole.validated)
+    assert len(whole.validated) == data.counts["val coco"]["images"] == len(data.val_readers["coco"])
+    with pytest.raises(UserError, match="eval_subset=0 is a number of images"):
+        make(fake_root, eval_subset=0)
+
+
 def test_only_data_sets_with_a_ratio_are_touched(fake_root):
     train = {"coco": CocoPanoptic(), "elsewhere": CocoPanoptic(root="nowhere")}
     data = make(fake_root, train=train, ratios={"coco": 1, "elsewhere": 0})

@@ -57,15 +57,11 @@ def _run(config: Namespace, data: Any) -> plan.Run:
     )
 
 
-def _network(section: dict[str, Any], checkpointing: dict[str, bool]) -> SegmentationNetwork:
+def _network(section: dict[str, Any], checkpointing: str | None = None) -> SegmentationNetwork:
     """On the meta device: without memory for weights, and without weights."""
     section = copy.deepcopy(section)
-    for key, value in checkpointing.items():
-        *path, last = key.split(".")
-        place = section
-        for name in path:
-            place = place[name]
-        place[last] = value
+    if checkpointing is not None:
+        section.setdefault("init_args", {})["activation_checkpointing"] = checkpointing
     with torch.device("meta"):
         network: SegmentationNetwork = instantiate(SegmentationNetwork, section, "model.network")
     return network
@@ -98,13 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classes = max(len(spec.vocabulary) for spec in data.specs.values())
     section = without_downloads(config.model.network.as_dict())
     text_dim = section.get("init_args", section).get("text_dim", 768)  # of CLIP ViT-L/14
-    count, trainable = plan.parameters(_network(section, {}))
+    planned = _network(section)
+    count, trainable = plan.parameters(planned)
+    choices = planned.checkpointing if len(planned.checkpointing) > 1 else (None,)
     names = ("precision", "checkpointing", "strategy", "GiB", "fits", "images", "most", "days", "cores")
     table = Table(*names, box=None, padding=(0, 2, 0, 0))  # 80 columns hold it
-    keys = list(plan.checkpointing_choices(section))
-    for precision, chosen in product(PRECISIONS, (False, True) if keys else (None,)):
-        network = _network(section, {} if chosen is None else dict.fromkeys(keys, chosen))
-        cost = plan.step_cost(network, run.image_size, classes, text_dim, config.segments, precision)
+    for precision, chosen in product(PRECISIONS, choices):
+        cost = plan.step_cost(_network(section, chosen), run.image_size, classes, text_dim, config.segments, precision)
         for strategy in ("ddp", "fsdp") if config.gpus > 1 else ("one GPU",):
             found = plan.plan(
                 cost,
@@ -119,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             table.add_row(
                 precision,
-                {None: "-", False: "off", True: "on"}[chosen],
+                chosen or "-",
                 strategy,
                 f"{found.memory / plan.GIB:.1f}",
                 "yes" if found.fits else "no",
@@ -134,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"  step: {run.batch} images of {run.image_size} px, {run.batch * cost.flops / 1e12:.1f} TFLOP")
     console.print(f"  disk: {run.checkpoints} checkpoints, {found.disk / plan.GIB:.1f} GiB")
     console.print(table)
-    console.print("GiB, images at a time and the most that fit: of each GPU; checkpointing: of activations")
+    console.print("GiB, images at a time and the most that fit: of each GPU; checkpointing: activation_checkpointing")
     console.print(_assumptions(config), highlight=False, soft_wrap=True)
     return 0
 

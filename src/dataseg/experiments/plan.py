@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from dataseg.structures import ClassEmbeddings, Proposals, UserError
 
@@ -66,25 +66,30 @@ LAUNCH = 1e-5
 """Seconds that the host takes to start one operation."""
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes of the storages that operations make, as long as they live.
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what operations cost; bytes of the storages that they make, as long as they live.
+
+    torch's own FlopCounterMode, whose formulas these are, keeps what checkpointed layers compute again.
 
     Attributes:
         live: now.
         peak: the most that lived at one time.
         moved: that operations read and wrote; views move nothing.
         operations: that moved any.
+        flops: of matrix products and convolutions.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.moved = self.operations = 0
+        self.live = self.peak = self.moved = self.operations = self.flops = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _tensors((args, kwargs))
         result = func(*args, **(kwargs or {}))
         made = _tensors(result)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
         if made and not getattr(func, "is_view", False):  # the others ask for a device or a size
             self.operations += 1
             self.moved += sum(t.numel() * t.element_size() for t in (*given, *made))
@@ -156,23 +161,22 @@ def step_cost(network: nn.Module, size: int, classes: int, text_dim: int, segmen
         network.to_empty(device="cpu").train()
         image = torch.empty(1, 3, size, size, dtype=torch.uint8)
         vectors = ClassEmbeddings(torch.empty(classes, text_dim), torch.arange(classes), classes, "")
-        with FlopCounterMode(display=False) as forward, _LiveBytes() as memory:
+        with _Counter() as counter:
             with torch.autocast("cpu", torch.bfloat16) if is_half else nullcontext():
                 proposals = network(image, vectors)
-            saved = memory.live
+            saved = counter.live
         held = _loss_bytes(proposals, segments)
-        with FlopCounterMode(display=False) as backward, memory:
+        with counter:
             # gradients of every logit, of its own type, as a loss gives them; gradients of weights are let go at once
             for parameter in network.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
             logits = [t for p in proposals for t in (p.mask_logits, p.class_logits)]
             gradients = [torch.empty_like(t) for t in logits]
-            memory.peak = memory.live + held
+            counter.peak = counter.live + held
             torch.autograd.backward(logits, gradients)
-            peak = memory.peak
-        flops = forward.get_total_flops() + backward.get_total_flops()
-    return StepCost(saved, peak, flops, memory.moved, memory.operations)
+            peak = counter.peak
+    return StepCost(saved, peak, counter.flops, counter.moved, counter.operations)
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -278,12 +282,3 @@ def gpu_of(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"GPU={name} is not known; choose one of {', '.join(GPUS)}")
     return GPUS[name]
-
-
-def checkpointing_choices(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a network's configuration that turn the checkpointing of activations on and off."""
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from checkpointing_choices(value, f"{prefix}{key}.")
-        elif key == "checkpointing" and isinstance(value, bool):
-            yield f"{prefix}{key}"

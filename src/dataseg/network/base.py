@@ -6,8 +6,9 @@ W / 4 rounded up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class SegmentationNetwork(nn.Module):
         std: likewise.
     """
 
+    checkpointing: ClassVar[tuple[str, ...]] = ("none",)
+    """What the argument ``activation_checkpointing`` takes, where a network has one."""
+
     backbone: nn.Module
     classifier: Classifier
     pixel_mean: Tensor
@@ -49,6 +53,7 @@ class SegmentationNetwork(nn.Module):
         # Buffers, so that a checkpoint carries the normalisation its weights were trained with
         self.register_buffer("pixel_mean", 255 * torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(std).view(3, 1, 1))
+        self._compiled: Callable[..., list[Queries]] | None = None
 
     def forward(
         self, images: Tensor, classes: ClassEmbeddings, sizes: Sequence[tuple[int, int]] | None = None
@@ -63,7 +68,17 @@ class SegmentationNetwork(nn.Module):
         Returns:
             What `decode` gives, classified; the last item is the result.
         """
-        return self.classify(self.decode(self.normalize(images, sizes)), classes)
+        normalized = self.normalize(images, sizes)
+        if self.training and self._compiled is not None:
+            return self.classify(self._compiled(self, normalized), classes)
+        return self.classify(self.decode(normalized), classes)
+
+    def compile_training(self) -> None:
+        """Let torch.compile make one program of `decode` for each size of batch; in training mode alone.
+
+        Images to evaluate are of any size: there it would be made again and again.
+        """
+        self._compiled = torch.compile(type(self).decode)  # unbound: a copy of the network runs its own weights
 
     def normalize(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Images as in `forward` -> float, of mean 0 and standard deviation 1 on the backbone's training images.

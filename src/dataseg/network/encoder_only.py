@@ -7,6 +7,7 @@ h, w = rows, columns of patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,10 +36,14 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         text_dim: width of the text embeddings (768: CLIP ViT-L/14).
         classifier: in place of a `TextClassifier` of ``text_dim``.
         annealing: start and end of each block's mask annealing, as fractions of the run; None = the published ones.
+        activation_checkpointing: "all": the blocks' activations are computed again in the backward pass, to save
+            memory.
 
     Raises:
         UserError: the ViT has too few blocks, or ``annealing`` is not one rising interval for each block.
     """
+
+    checkpointing = ("none", "all")
 
     backbone: PlainViT
     mask_probability: Tensor
@@ -51,6 +56,7 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         text_dim: int = 768,
         classifier: Classifier | None = None,
         annealing: list[tuple[float, float]] | None = None,
+        activation_checkpointing: Literal["none", "all"] = "none",
     ) -> None:
         super().__init__(backbone.mean, backbone.std)
         if not 0 < num_blocks <= backbone.depth:
@@ -58,14 +64,15 @@ class EncoderOnlyNetwork(SegmentationNetwork):
         self.annealing = _checked(annealing, num_blocks) if annealing else published_intervals(num_blocks)
         self.num_queries, self.num_blocks = num_queries, num_blocks
         self.backbone = backbone
+        if activation_checkpointing == "all":
+            backbone.checkpoint_activations()
         backbone.expect_queries(num_blocks, num_queries)
         self.queries = nn.Embedding(num_queries, backbone.width)
         self.mask_head = mask_head(backbone.width, nn.GELU)
         self.upscale = nn.Sequential(_upscale_block(backbone.width), _upscale_block(backbone.width))
         self.classifier = classifier or TextClassifier(backbone.width, text_dim)
         self.register_buffer("mask_probability", torch.ones(num_blocks))
-        self._probabilities = [1.0] * num_blocks  # the same on the host: no pass waits for the device to ask
-        self._seed_and_step = 0, 0
+        self._masked: list[Tensor | bool] = [True] * num_blocks
 
     def fsdp_blocks(self) -> list[nn.Module]:
         """See `SegmentationNetwork.fsdp_blocks`: the ViT's blocks."""
@@ -73,9 +80,12 @@ class EncoderOnlyNetwork(SegmentationNetwork):
 
     def start_step(self, seed: int, step: int, total_steps: int) -> None:
         """See `SegmentationNetwork.start_step`; until then all queries are masked."""
-        self._seed_and_step = seed, step
-        self._probabilities = [mask_probability(step / total_steps, interval) for interval in self.annealing]
-        self.mask_probability.copy_(torch.tensor(self._probabilities))
+        probabilities = [mask_probability(step / total_steps, interval) for interval in self.annealing]
+        self.mask_probability.copy_(torch.tensor(probabilities))
+        self._masked = [
+            bool(p) if p in (0, 1) else masked_queries(seed, step, block, self.num_queries, p)
+            for block, p in enumerate(probabilities)
+        ]
 
     def decode(self, normalized: Tensor) -> list[Queries]:
         """See `SegmentationNetwork.decode`; sizes that patches do not divide are filled up with zeros, the mean colour.
@@ -117,13 +127,14 @@ class EncoderOnlyNetwork(SegmentationNetwork):
 
         A masked query sees the patches that its mask covers, the other queries and the prefix tokens.
         """
-        probability = self._probabilities[block]
-        if probability == 0:
+        masked = self._masked[block]
+        if masked is False:
             return None
-        masked = masked_queries(*self._seed_and_step, block, self.num_queries, probability).to(mask_logits.device)
         covered = F.interpolate(mask_logits, size=grid, mode="bilinear", align_corners=False).flatten(2) > 0
         visible = covered.new_ones(len(covered), num_tokens, num_tokens)
-        visible[:, : self.num_queries, -covered.shape[2] :] = covered | ~masked[:, None]
+        if isinstance(masked, Tensor):
+            covered = covered | ~masked.to(covered.device)[:, None]
+        visible[:, : self.num_queries, -covered.shape[2] :] = covered
         return visible[:, None]
 
 

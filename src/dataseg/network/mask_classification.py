@@ -6,6 +6,8 @@ W / 4 rounded up.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from dataseg.network.backbones.base import Backbone
@@ -31,10 +33,14 @@ class MaskClassificationNetwork(SegmentationNetwork):
         text_dim: width of the text embeddings (768: CLIP ViT-L/14).
         classifier: in place of a `TextClassifier` of ``text_dim``.
         pixel_decoder: in place of a `DeformablePixelDecoder` of the arguments above.
+        activation_checkpointing: what is computed again in the backward pass, to save memory: the deformable attention
+            of the pixel decoder, where most of it goes, or all parts' layers.
 
     Raises:
-        UserError: ``hidden_dim`` does not divide as needed.
+        UserError: ``hidden_dim`` does not divide as needed, or a part cannot compute its activations again.
     """
+
+    checkpointing = ("none", "deformable", "all")
 
     backbone: Backbone
 
@@ -51,6 +57,7 @@ class MaskClassificationNetwork(SegmentationNetwork):
         text_dim: int = 768,
         classifier: Classifier | None = None,
         pixel_decoder: PixelDecoder | None = None,
+        activation_checkpointing: Literal["none", "deformable", "all"] = "none",
     ) -> None:
         super().__init__(backbone.mean, backbone.std)
         if hidden_dim % NORM_GROUPS or hidden_dim % num_heads:
@@ -63,6 +70,11 @@ class MaskClassificationNetwork(SegmentationNetwork):
             hidden_dim, num_queries, decoder_layers, num_heads, feedforward_dim
         )
         self.classifier = classifier or TextClassifier(hidden_dim, text_dim)
+        if activation_checkpointing != "none":
+            self.pixel_decoder.checkpoint_activations()
+        if activation_checkpointing == "all":
+            self.backbone.checkpoint_activations()
+            self.transformer_decoder.checkpoint_activations()
 
     def decode(self, normalized: Tensor) -> list[Queries]:
         """See `SegmentationNetwork.decode`.

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dataseg.network.position_encoding import sine_position_encoding
+from dataseg.structures import UserError
 
 NUM_LEVELS = 3
 """Maps that both decoders attend to: strides 32, 16 and 8."""
@@ -135,6 +137,14 @@ class PixelDecoder(nn.Module):
         """
         raise NotImplementedError
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass from now on, in training mode, to save memory.
+
+        Raises:
+            UserError: this pixel decoder cannot.
+        """
+        raise UserError(f"{type(self).__name__} offers no activation_checkpointing: take none")
+
     def fsdp_blocks(self) -> list[nn.Module]:
         """What is gathered and freed at a time in sharded training; the rest is gathered with the whole network."""
         return []
@@ -164,6 +174,7 @@ class DeformablePixelDecoder(PixelDecoder):
             nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(NORM_GROUPS, dim), nn.ReLU()
         )
         self.mask_projection = nn.Conv2d(dim, dim, 1)
+        self._checkpointing = False
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -182,7 +193,10 @@ class DeformablePixelDecoder(PixelDecoder):
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         levels = self._levels([(m.shape[2], m.shape[3]) for m in maps], like=tokens)
         for layer in self.layers:
-            tokens = layer(tokens, levels)
+            if self._checkpointing and self.training:
+                tokens = checkpoint(layer, tokens, levels, use_reentrant=False)
+            else:
+                tokens = layer(tokens, levels)
 
         sizes = levels.sizes
         split = torch.split(tokens.transpose(1, 2), [h * w for h, w in sizes], dim=2)
@@ -190,6 +204,10 @@ class DeformablePixelDecoder(PixelDecoder):
         finest = self.lateral(finest)
         upsampled = F.interpolate(maps[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.output(finest + upsampled)), maps
+
+    def checkpoint_activations(self) -> None:
+        """See `PixelDecoder.checkpoint_activations`: of each deformable layer."""
+        self._checkpointing = True
 
     def fsdp_blocks(self) -> list[nn.Module]:
         """See `PixelDecoder.fsdp_blocks`."""

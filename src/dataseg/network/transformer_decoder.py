@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dataseg.network.base import mask_head
 from dataseg.network.pixel_decoder import NUM_LEVELS
@@ -94,6 +95,7 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, feedforward_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.mask_embed = mask_head(dim, nn.ReLU)
+        self._checkpointing = False
 
     def forward(self, mask_features: Tensor, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Decode.
@@ -116,9 +118,17 @@ class TransformerDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
             visible = visible_pixels(predictions[-1][1], (maps[level].shape[2], maps[level].shape[3]))
-            queries = layer(queries, self.query_positions.weight, keys[level], values[level], visible)
+            inputs = queries, self.query_positions.weight, keys[level], values[level], visible
+            if self._checkpointing and self.training:
+                queries = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                queries = layer(*inputs)
             predictions.append(self._predict(queries, mask_features))
         return predictions
+
+    def checkpoint_activations(self) -> None:
+        """Compute each layer's activations again in the backward pass from now on, in training mode."""
+        self._checkpointing = True
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.norm(queries)

@@ -91,6 +91,10 @@ class PlainViT(nn.Module):
         """
         return _run_block(self.vit, index, tokens, rotary, visible, self.checkpointing and self.training)
 
+    def checkpoint_activations(self) -> None:
+        """Compute each block's activations again in the backward pass from now on, in training mode."""
+        self.checkpointing = True
+
     def expect_queries(self, blocks: int, queries: int) -> None:
         """Let the last blocks find more tokens in front of the patches, which rotary embeddings do not turn."""
         for part in self.vit.blocks[-blocks:].modules():

@@ -81,6 +81,8 @@ class CoTrainedSegmenter(pl.LightningModule):
         background: one learnt vector for all vocabularies, or one for each ("separate").
         merge: what MERGE is applied to before the loss. Predictions are merged in the mode of the semantic task's
             post-processing (``postprocess.semantic.merge``).
+        compile: run the network's training pass through torch.compile: minutes at the start, then fewer and larger
+            operations.
     """
 
     def __init__(
@@ -95,12 +97,15 @@ class CoTrainedSegmenter(pl.LightningModule):
         classifier: ClassifierKind = "text",
         background: BackgroundKind = "shared",
         merge: Literal["targets", "predictions"] = "targets",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.cost_error: NonFiniteCostError | None = None  # of this optimisation step
         embeddings = prepare(network, text, datasets, weights, classifier, background)
         self.text_provenance = embeddings.provenance
         freeze(network, optimization.frozen)
+        if compile:
+            network.compile_training()
         self.network = network
         self.criterion = criterion
         self.datasets = datasets

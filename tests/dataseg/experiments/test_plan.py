@@ -67,10 +67,12 @@ def test_memory_and_operations_are_those_of_a_real_step():
 
 def test_an_encoder_only_network_checkpoints_its_blocks():
     costs = []
-    for checkpointing in (False, True):
+    for checkpointing in EncoderOnlyNetwork.checkpointing:
         with torch.device("meta"):
-            vit = PlainViT("test_vit", pretrained=False, checkpointing=checkpointing, options={"img_size": SIZE})
-            fake = EncoderOnlyNetwork(vit, num_blocks=1, num_queries=8, text_dim=WIDTH)
+            vit = PlainViT("test_vit", pretrained=False, options={"img_size": SIZE})
+            fake = EncoderOnlyNetwork(
+                vit, num_blocks=1, num_queries=8, text_dim=WIDTH, activation_checkpointing=checkpointing
+            )
         costs.append(plan.step_cost(fake, SIZE, CLASSES, WIDTH, segments=3, precision="bf16-mixed"))
     plain, checkpointed = costs
     assert checkpointed.saved < plain.saved
@@ -110,7 +112,8 @@ def test_needs_neither_data_nor_network(monkeypatch, capsys):
     assert main([*small, "--gpus=2", "--gpu=a100-40", "--data.train_transform.image_size=64"]) == 0
     out = capsys.readouterr().out
     assert "2 x a100-40: 40 GiB" in out
-    assert out.count("bf16-mixed ") == out.count("32-true ") == 2  # ddp, fsdp
+    assert out.count("bf16-mixed ") == out.count("32-true ") == 6  # ddp, fsdp; none, deformable, all
+    assert out.count("deformable") == 4
 
 
 def test_an_unknown_gpu_names_the_others():

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 from dataseg.network import STRIDES, TimmBackbone
+from dataseg.network.backbones import timm_backbone
 
 NAMES = [
     "resnet18",
@@ -75,6 +78,35 @@ def test_frozen_norms_compute_what_batch_norm_computes_in_evaluation():
     images = torch.randn(1, 3, 64, 64)
     for a, b in zip(frozen(images), plain(images), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_efficientnet"])
+def test_convolutions_compute_the_frozen_norms_after_them(name, monkeypatch):
+    folded = TimmBackbone(name, pretrained=False).double().train()
+    monkeypatch.setattr(timm_backbone, "fold", lambda model, convolutions: None)
+    plain = TimmBackbone(name, pretrained=False).double().train()
+    for module in plain.modules():
+        if hasattr(module, "running_var"):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 2)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+    folded.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    for backbone in (folded, copy.deepcopy(folded), plain):
+        maps = backbone(images)
+        torch.stack([m.square().mean() for m in maps]).sum().backward()
+        for own, other in zip(maps, plain(images), strict=True):
+            torch.testing.assert_close(own, other)
+    for own, other in zip(folded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+
+
+def test_stages_are_checkpointed_in_training_mode_alone():
+    backbone = TimmBackbone("resnet18", pretrained=False)
+    backbone.checkpoint_activations()
+    assert backbone.train().model.grad_checkpointing
+    assert not backbone.eval().model.grad_checkpointing
 
 
 def test_other_norms_are_trained():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dataseg.structures import UserError
+
 STRIDES = (4, 8, 16, 32)
 
 
@@ -33,6 +35,14 @@ class Backbone(nn.Module):
     def fsdp_blocks(self) -> list[nn.Module]:
         """What is gathered and freed at a time in sharded training; the rest is gathered with the whole network."""
         return []
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass from now on, in training mode, to save memory.
+
+        Raises:
+            UserError: this backbone cannot.
+        """
+        raise UserError(f"{type(self).__name__} offers no activation_checkpointing: take none or deformable")
 
     def lr_scale(self, parameter: str) -> float:
         """Factor on the learning rate of one of the backbone's parameters, by its name in `named_parameters`."""

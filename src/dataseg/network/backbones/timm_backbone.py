@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,6 +16,7 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD, STRIDES, Backbone
+from dataseg.network.backbones.folding import convolutions_before_norms, fold
 from dataseg.network.backbones.swin import pad_before_shifting
 from dataseg.network.backbones.timm_factory import create_model, probe_model
 from dataseg.structures import UserError
@@ -33,7 +34,8 @@ class TimmBackbone(Backbone):
         name: of the timm model, with or without a pretrained tag.
         pretrained: start from timm's weights (downloaded once to the Hugging Face cache).
         freeze_norm: fix the statistics and the affine parameters of every batch norm, in training mode too, as
-            detectron2's FrozenBatchNorm2d does. Other norms are left alone. Needs pretrained weights to make sense.
+            detectron2's FrozenBatchNorm2d does. Other norms are left alone. Needs pretrained weights to make sense. The
+            convolutions before them compute them too.
         output_norm: a layer norm on each map, as Swin has it for dense prediction.
         options: further arguments of the timm model, e.g. ``{drop_path_rate: 0.1}``.
 
@@ -56,14 +58,17 @@ class TimmBackbone(Backbone):
         self.mean = tuple(probe.pretrained_cfg.get("mean", IMAGENET_MEAN))
         self.std = tuple(probe.pretrained_cfg.get("std", IMAGENET_STD))
         of_features = {"features_only": True, "out_indices": indices} | _any_size_options(probe) | options
-        self._divisor = _size_divisor(name, probe_model(name, of_features), _patch_divisor(probe))
+        features = probe_model(name, of_features)
+        self._divisor = _size_divisor(name, features, _patch_divisor(probe))
         self.model = create_model(name, pretrained, **of_features)
         pad_before_shifting(self.model)
         if freeze_norm:
             self.model = freeze_batch_norm_2d(self.model)  # type: ignore[no-untyped-call]
+            fold(self.model, convolutions_before_norms(features, torch.zeros(1, 3, 64, 64, device="meta")))
         self.channels = tuple(self.model.feature_info.channels())
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if output_norm else None
         self._channels_last = _is_channels_last(self.model)
+        self._checkpointing = False
         self._undecayed = tuple(_flat(key) for key in getattr(probe, "no_weight_decay", set)())
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -79,6 +84,19 @@ class TimmBackbone(Backbone):
                 map_BHWC = self.norms[index](map_BHWC)
             maps.append(map_BHWC.permute(0, 3, 1, 2))
         return maps
+
+    def checkpoint_activations(self) -> None:
+        """See `Backbone.checkpoint_activations`: of each stage, as timm does it."""
+        if not hasattr(self.model, "set_grad_checkpointing"):
+            super().checkpoint_activations()
+        self._checkpointing = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's."""
+        if self._checkpointing:
+            self.model.set_grad_checkpointing(mode)
+        return super().train(mode)
 
     def fsdp_blocks(self) -> list[nn.Module]:
         """The model's stages, if it runs them as modules of their own."""

@@ -94,6 +94,10 @@ class ViTDet(Backbone):
                 x = block(x)
         return x.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
+    def checkpoint_activations(self) -> None:
+        """See `Backbone.checkpoint_activations`: of each block."""
+        self.checkpointing = True
+
     def fsdp_blocks(self) -> list[nn.Module]:
         """See `Backbone.fsdp_blocks`."""
         return [*self.blocks, self.pyramid]
