@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dataseg.cli.errors import exit_status  # not at the top: help needs no torch
     from dataseg.io.shipped import require_own_packages
 
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = _format_warning  # type: ignore[assignment]  # it needs the message alone
     subcommand = [_SUBCOMMANDS[verb]] if verb in _SUBCOMMANDS else []
 
     def run() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d  # type: ignore[import-untyped]
 
 
 class _FoldingConv2d(nn.Conv2d):
@@ -26,10 +26,10 @@ class _FoldingConv2d(nn.Conv2d):
         shift = norm.bias - norm.running_mean * scale
         if self.bias is not None:
             shift = shift + self.bias * scale
-        return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)
+        return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)  # type: ignore[no-any-return]
 
 
-class _FoldedNorm(FrozenBatchNorm2d):
+class _FoldedNorm(FrozenBatchNorm2d):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         return x
 
