@@ -166,3 +166,10 @@ def test_misspelt_overrides_are_refused_with_the_nearest(wrong: str, meant: str)
     assert f"did you mean {meant}?" in str(stop.value)
     assert "\n" not in str(stop.value)
     assert len(str(stop.value)) < 600
+
+
+def test_what_a_class_passes_on_is_told_apart_from_its_own_settings(tmp_path):
+    section = "{class_path: lightning.pytorch.profilers.PyTorchProfiler, init_args: {schedule: null}}"
+    (tmp_path / "profile.yaml").write_text(f"trainer: {{profiler: {section}}}")
+    with pytest.raises(ArgumentError, match=r"has no setting schedule.*what it passes on stands in dict_kwargs"):
+        parse([CONF / "exp" / "mini_all.yaml", tmp_path / "profile.yaml"])

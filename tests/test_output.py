@@ -112,3 +112,8 @@ def test_mlflow_beside_tensorboard(suite, tmp_path):
 def test_no_logger_at_all_is_refused(suite, tmp_path):
     with pytest.raises(UserError, match=r"trainer\.logger=false"):
         run(suite, tmp_path, "--trainer.logger=false")
+
+
+def test_backbone_finetuning_is_refused_with_what_does_it_here(suite, tmp_path):
+    with pytest.raises(UserError, match=r"model\.optimization\.frozen"):
+        run(suite, tmp_path, "--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning")

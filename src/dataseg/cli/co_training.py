@@ -23,6 +23,7 @@ import yaml
 from filelock import SoftFileLease
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -256,6 +257,12 @@ class CoTrainingCLI(LightningCLI):
         others = _as_list(self._get(self.config_init, "trainer.logger"))
         kwargs.setdefault("logger", [self._board, *others])
         trainer = super().instantiate_trainer(**kwargs)
+        if any(isinstance(callback, BackboneFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "BackboneFinetuning adds parameter groups on the way, which the optimiser here has from the start:"
+                " freeze with model.optimization.frozen='[\"backbone.*\"]', or let the backbone learn later and less"
+                " with model.optimization.backbone_warmup_steps and .backbone_lr_factor"
+            )
         if self._lease is not None:
             trainer.callbacks.append(_StaysReserved(self._lease))  # type: ignore[attr-defined]
         return trainer

@@ -35,7 +35,13 @@ def explain(message: str, keys: Collection[str]) -> str:
     prefix, wrong, known = _first_unknown(_imported(classes[-1]), name.split("."))
     near = [".".join([*prefix, key]) for key in difflib.get_close_matches(wrong, known, n=1)]
     where = f"{owner[1]}, a {classes[-1]}," if owner and len(classes) == 1 else classes[-1]
-    return f"{where} has no setting {name}{_meant(near)} It has {', '.join(sorted(known))}"
+    passed_on = "" if prefix or not _passes_on(_imported(classes[-1])) else "; what it passes on stands in dict_kwargs"
+    return f"{where} has no setting {name}{_meant(near)} It has {', '.join(sorted(known))}{passed_on}"
+
+
+def _passes_on(kind: Any) -> bool:
+    """Whether it takes any keyword, for a library behind it: jsonargparse wants those apart from its own arguments."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(kind).parameters.values())
 
 
 def _meant(near: list[str]) -> str:
