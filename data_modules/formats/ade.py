@@ -7,10 +7,11 @@ from typing import Literal
 
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
-from data_modules.formats.label_maps import LabelMapReader, label_table, paired_stems
+from data_modules.formats.label_maps import LabelMapReader, paired_stems
 from data_modules.formats.panoptic_reader import PanopticReader
 from data_modules.formats.reader import TaskName
 from data_modules.layout import folder, locate, with_folders
+from dataseg.io.id_map import label_table
 
 Split = Literal["training", "validation"]
 

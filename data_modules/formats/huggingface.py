@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.coco_json import RECORD, clean_boxes
 from data_modules.annotation_index.problems import MISTAKES, OnProblem, raise_problem, reason_of
-from data_modules.formats.label_maps import UnknownLabelError, label_table, rows_of_labels
 from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import MissingDataError, candidates
 from dataseg.io.coco import crowd_of
-from dataseg.io.id_map import rows_of_colors
+from dataseg.io.id_map import UnknownLabelError, label_table, rows_of_colors, rows_of_labels
 from dataseg.io.images import EncodedImage, decode_labels, decode_rgb_ids, encoded_image
 from dataseg.structures import Boxes, SegmentMap, Target, Task, UserError
 
@@ -157,7 +156,7 @@ class HubDataset(Reader):
         try:
             return image, self._target(row, image.size, f"{where}, {self.annotations}")
         except UnknownLabelError as error:
-            raise UserError(f"{where}: value {error.value} is no class of {self.vocabulary.name!r}") from error
+            raise UserError(f"{where}: value {error.values[-1]} is no class of {self.vocabulary.name!r}") from error
         except MISTAKES as error:
             if isinstance(error, UserError) and where in str(error):
                 raise

@@ -18,7 +18,7 @@ from data_modules.annotation_index.table import Packed
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.id_map import Runs
+from dataseg.io.id_map import Runs, UnknownLabelError, label_table, rows_of_labels
 from dataseg.io.images import MAX_LABELS, EncodedImage, color_codes, open_image, read_colors, read_labels
 from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
@@ -101,9 +101,9 @@ class LabelMapReader(Reader):
         try:
             return rows_of_labels(self.values(path, size), self._table)
         except UnknownLabelError as error:
-            hint = self.hint_255 if error.value == 255 else self.hint
+            hint = self.hint_255 if error.values[-1] == 255 else self.hint
             raise UserError(
-                f"{self.title}: {path} holds the value {error.value}, "
+                f"{self.title}: {path} holds the value {error.values[-1]}, "
                 f"which is no class of {self.vocabulary.name!r}{hint}"
             ) from error
 
@@ -271,49 +271,3 @@ def complete(
     for stem in missing:
         on_problem(f"{folder}: no label map of the image {images[stem]}")
     return [stem for stem in images if stem in labels]
-
-
-class UnknownLabelError(ValueError):
-    """A label map's value that no class has."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        super().__init__(f"value {value}")
-
-
-def label_table(index_of: dict[int, int], ignore: int | list[int] = 0, rest: int | None = None) -> NDArray[np.int32]:
-    """PNG value -> label, `VOID` for ``ignore``; int32 ``[largest value + 1]``.
-
-    Values that no class has are ``rest``, in a table of all values; None: -2.
-    """
-    ignored = ignore if isinstance(ignore, list) else [ignore]
-    table = (
-        np.full(max([*index_of, *ignored]) + 1, -2, dtype=np.int32)
-        if rest is None
-        else np.full(MAX_LABELS, rest, dtype=np.int32)
-    )
-    table[ignored] = VOID
-    for value, label in index_of.items():
-        table[value] = label
-    return table
-
-
-def rows_of_labels(
-    values_HW: NDArray[np.integer], table: NDArray[np.int32]
-) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """A label map -> rows ``0..K-1`` or `VOID`, int16 ``[H, W]``, and the label of each row, int64 ``[K]``, ascending.
-
-    Raises:
-        UnknownLabelError: a value without a class.
-    """
-    runs = Runs.of(values_HW)
-    present = np.flatnonzero(np.bincount(runs.values, minlength=len(table)))
-    unknown = present[(present >= len(table)) | (table[np.minimum(present, len(table) - 1)] == -2)]
-    if len(unknown):
-        raise UnknownLabelError(int(unknown[-1]))
-    labels = np.unique(table[present])
-    labels = labels[labels != VOID]
-    row_of = np.full(len(table), VOID, dtype=np.int16)
-    known = present[table[present] != VOID]
-    row_of[known] = np.searchsorted(labels, table[known])
-    return runs.filled(row_of[runs.values]), labels.astype(np.int64)

@@ -13,9 +13,10 @@ from scipy.io import loadmat
 
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
-from data_modules.formats.label_maps import LabelMapReader, label_table
+from data_modules.formats.label_maps import LabelMapReader
 from data_modules.formats.reader import TaskName
 from data_modules.layout import folder, locate
+from dataseg.io.id_map import label_table
 from dataseg.io.paths import inside, read_bytes
 from dataseg.structures import VOID, UserError
 
@@ -29,18 +30,27 @@ _MAT = "trainval"
 
 
 class _PascalContext(LabelMapReader):
-    """Image lists, images and ``.mat`` files are common to both sets of classes."""
+    """Image lists, images and ``.mat`` files are common to both sets of classes.
+
+    Args:
+        root: the VOC 2010 folder, below the data root or one folder down.
+        image_list: text file of image names below ``root``, in place of
+            ``ImageSets/SegmentationContext/{split}.txt``.
+        vocabulary: name or file of the classes.
+        tasks: evaluated tasks; training uses the first. Default: semantic.
+        names: which names the text encoder sees.
+    """
 
     source = _SOURCE
 
     def __init__(
         self,
-        root: str,
-        split: str,
-        image_list: str | None,
         vocabulary: str,
-        tasks: list[TaskName] | None,
-        names: vocabularies.Names,
+        root: str = "VOCdevkit/VOC2010",
+        split: Literal["train", "val"] = "val",
+        image_list: str | None = None,
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
         self.root, self.split, self.image_list = root, split, image_list
@@ -84,28 +94,12 @@ class PascalContext59(_PascalContext):
 
     Labels are ``SegmentationClassContext/*.png`` (0 = background, 1..59 in alphabetical order), or else the release's
     ``trainval/*.mat``, whose 459 classes are reduced to the 59 of the same name.
-
-    Args:
-        root: the VOC 2010 folder, below the data root or one folder down.
-        image_list: text file of image names below ``root``, in place of
-            ``ImageSets/SegmentationContext/{split}.txt``.
-        vocabulary: name or file of the classes.
-        tasks: evaluated tasks; training uses the first. Default: semantic.
-        names: which names the text encoder sees.
     """
 
     title = "PASCAL-Context 59"
 
-    def __init__(
-        self,
-        root: str = "VOCdevkit/VOC2010",
-        split: Literal["train", "val"] = "val",
-        image_list: str | None = None,
-        vocabulary: str = "pascal_context_59",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-    ) -> None:
-        super().__init__(root, split, image_list, vocabulary, tasks, names)
+    def __init__(self, vocabulary: str = "pascal_context_59", **options: Any) -> None:
+        super().__init__(vocabulary, **options)
 
     def tables(self) -> dict[str, NDArray[np.int32]]:
         label_of = {c.name: label for label, c in enumerate(self.vocabulary.classes)}
@@ -119,28 +113,12 @@ class PascalContext459(_PascalContext):
     """All 459 classes, from the release's ``trainval/*.mat``.
 
     (The 16-bit TIFFs of ODISE's preparation are read by `LabelMaps` with ``ignore=65535`` and ``offset=1``.)
-
-    Args:
-        root: the VOC 2010 folder, below the data root or one folder down.
-        image_list: text file of image names below ``root``, in place of
-            ``ImageSets/SegmentationContext/{split}.txt``.
-        vocabulary: name or file of the classes.
-        tasks: evaluated tasks; training uses the first. Default: semantic.
-        names: which names the text encoder sees.
     """
 
     title = "PASCAL-Context 459"
 
-    def __init__(
-        self,
-        root: str = "VOCdevkit/VOC2010",
-        split: Literal["train", "val"] = "val",
-        image_list: str | None = None,
-        vocabulary: str = "pascal_context_459",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-    ) -> None:
-        super().__init__(root, split, image_list, vocabulary, tasks, names)
+    def __init__(self, vocabulary: str = "pascal_context_459", **options: Any) -> None:
+        super().__init__(vocabulary, **options)
 
     def tables(self) -> dict[str, NDArray[np.int32]]:
         return {_MAT: label_table(self.vocabulary.index_of)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,47 +26,10 @@ from dataseg.io.shipped import find
 from dataseg.metrics.by_task import metric_for
 from dataseg.metrics.mean_iou import Convention
 from dataseg.metrics.panoptic_quality import AreaMode
-from dataseg.prediction_files import (
-    InstanceResults,
-    InstanceTruth,
-    LabelFiles,
-    PanopticFiles,
-    vocabulary_of,
-    write_json,
-)
-from dataseg.structures import Segments, Task, UserError, Vocabulary
+from dataseg.prediction_files import write_json
+from dataseg.prediction_files.files_of_task import FILES_OF_TASK, Inputs
+from dataseg.structures import Task, UserError, Vocabulary
 from dataseg.visualization.class_tables import confusion_markdown, per_class_markdown, scores_of_class
-
-
-@dataclass
-class Inputs:
-    """What is compared.
-
-    Attributes:
-        gt: JSON file (panoptic, instance) or folder of label maps (semantic).
-        pred: likewise.
-        vocabulary: None = the categories that the ground truth lists (semantic label maps list none).
-        gt_folder: of panoptic PNGs; None = named like the JSON file.
-        pred_folder: likewise.
-        gt_shift: added to class ids of the ground truth before they are looked up in the vocabulary.
-        pred_shift: likewise of the predictions.
-        gt_ignore: values of label maps that have no label.
-        pred_ignore: values of label maps that predict nothing.
-        areas: see `PanopticQuality`.
-        convention: see `MeanIoU`.
-    """
-
-    gt: Path
-    pred: Path
-    vocabulary: Vocabulary | None = None
-    gt_folder: Path | None = None
-    pred_folder: Path | None = None
-    gt_shift: int = 0
-    pred_shift: int = 0
-    gt_ignore: tuple[int, ...] = ()
-    pred_ignore: tuple[int, ...] = ()
-    areas: AreaMode = "stored"
-    convention: Convention = "detectron2"
 
 
 @dataclass
@@ -101,7 +64,7 @@ def score(task: Task, inputs: Inputs, progress: bool = False) -> Scores:
     Raises:
         UserError: a missing, broken or inconsistent file or record; names it.
     """
-    vocabulary, image_ids, load, predicted = _PREPARE[task](inputs)
+    vocabulary, image_ids, load, predicted = FILES_OF_TASK[task].prepare(inputs)
     if not image_ids:
         raise UserError(f"{inputs.gt}: holds no image")
     metric = metric_for(task, vocabulary, str(inputs.gt), areas=inputs.areas, convention=inputs.convention)
@@ -118,41 +81,6 @@ def score(task: Task, inputs: Inputs, progress: bool = False) -> Scores:
         confusion=metric.confusion_matrix(),
         unused=len(set(predicted) - set(image_ids)),
     )
-
-
-Prepared = tuple[Vocabulary, list[str], Callable[[str], tuple[Segments, Segments]], Sequence[str]]
-
-
-def _prepare_panoptic(inputs: Inputs) -> Prepared:
-    vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
-    truth = PanopticFiles(inputs.gt, vocabulary, inputs.gt_folder, is_truth=True, id_shift=inputs.gt_shift)
-    results = PanopticFiles(inputs.pred, vocabulary, inputs.pred_folder, id_shift=inputs.pred_shift)
-    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
-
-
-def _prepare_instance(inputs: Inputs) -> Prepared:
-    vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
-    truth = InstanceTruth(inputs.gt, vocabulary, inputs.gt_shift)
-    results = InstanceResults(inputs.pred, vocabulary, truth.sizes, inputs.pred_shift)
-    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), ()
-
-
-def _prepare_semantic(inputs: Inputs) -> Prepared:
-    if inputs.vocabulary is None:
-        raise UserError(
-            f"{inputs.gt}: label maps do not say their classes; name a file, e.g."
-            " --vocabulary data_modules/vocabularies/ade20k_150.json"
-        )
-    truth = LabelFiles(inputs.gt, inputs.vocabulary, inputs.gt_ignore, inputs.gt_shift)
-    results = LabelFiles(inputs.pred, inputs.vocabulary, inputs.pred_ignore, inputs.pred_shift)
-    return inputs.vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), results.image_ids
-
-
-_PREPARE: dict[Task, Callable[[Inputs], Prepared]] = {
-    Task.PANOPTIC: _prepare_panoptic,
-    Task.INSTANCE: _prepare_instance,
-    Task.SEMANTIC: _prepare_semantic,
-}
 
 
 def report(scores: Scores, console: Console, per_class: bool) -> None:

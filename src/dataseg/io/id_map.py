@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dataseg.io.images import MAX_LABELS
 from dataseg.structures import VOID, UserError
+
+UNKNOWN = VOID - 1
+"""Of a table of labels: a value that no class has."""
 
 
 class Runs(NamedTuple):
@@ -58,3 +63,50 @@ def rows_of_colors(colors_HW: NDArray[np.uint32], ids_K: NDArray[np.int64]) -> N
         raise UserError(f"the PNG has segment ids {wrong[:5]} that the JSON does not list ({len(wrong)} in all)")
     dtype = np.int16 if len(ids_K) < 1 << 15 else np.int32
     return runs.filled(np.concatenate([[VOID], order]).astype(dtype)[place])
+
+
+class UnknownLabelError(ValueError):
+    """Values of a label map that no class has, ascending."""
+
+    def __init__(self, values: list[int]) -> None:
+        self.values = values
+        super().__init__(f"values {values}")
+
+
+def label_table(
+    index_of: Mapping[int, int], ignore: int | Sequence[int] = 0, rest: int | None = None
+) -> NDArray[np.int32]:
+    """Value of a label map -> label, `VOID` for ``ignore`` unless it is a class's; int32 ``[largest value + 1]``.
+
+    Values that no class has are ``rest``, in a table of all values; None: `UNKNOWN`.
+    """
+    ignored = [ignore] if isinstance(ignore, int) else list(ignore)
+    if rest is None:
+        table = np.full(max([0, *index_of, *ignored]) + 1, UNKNOWN, dtype=np.int32)
+    else:
+        table = np.full(MAX_LABELS, rest, dtype=np.int32)
+    table[ignored] = VOID
+    for value, label in index_of.items():
+        table[value] = label
+    return table
+
+
+def rows_of_labels(
+    values_HW: NDArray[np.integer], table: NDArray[np.int32]
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """A label map -> rows ``0..K-1`` or `VOID`, int16 ``[H, W]``, and the label of each row, int64 ``[K]``, ascending.
+
+    Raises:
+        UnknownLabelError: values without a class.
+    """
+    runs = Runs.of(values_HW)
+    present = np.flatnonzero(np.bincount(runs.values, minlength=len(table)))
+    unknown = present[(present >= len(table)) | (table[np.minimum(present, len(table) - 1)] == UNKNOWN)]
+    if len(unknown):
+        raise UnknownLabelError(unknown.tolist())
+    labels = np.unique(table[present])
+    labels = labels[labels != VOID]
+    row_of = np.full(len(table), VOID, dtype=np.int16)
+    known = present[table[present] != VOID]
+    row_of[known] = np.searchsorted(labels, table[known])
+    return runs.filled(row_of[runs.values]), labels.astype(np.int64)

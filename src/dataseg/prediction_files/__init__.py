@@ -2,9 +2,10 @@
 
 from dataseg.io.json_files import write_json
 from dataseg.prediction_files.files import vocabulary_of
+from dataseg.prediction_files.files_of_task import Writer, writer_for
 from dataseg.prediction_files.instances import InstanceResults, InstanceTruth
 from dataseg.prediction_files.maps import LabelFiles, PanopticFiles
-from dataseg.prediction_files.writers import InstanceWriter, LabelWriter, PanopticWriter, Writer, writer_for
+from dataseg.prediction_files.writers import InstanceWriter, LabelWriter, PanopticWriter
 
 __all__ = [
     "InstanceResults",

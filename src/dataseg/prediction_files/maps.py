@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from dataseg.io.coco import named
-from dataseg.io.id_map import Runs, rows_of_colors
+from dataseg.io.id_map import Runs, UnknownLabelError, label_table, rows_of_colors, rows_of_labels
 from dataseg.io.images import MAX_LABELS, read_labels, read_rgb_ids
 from dataseg.io.json_files import field_of, integer_of, read_json, records_of
 from dataseg.prediction_files.files import shift_hint
-from dataseg.structures import VOID, SegmentMap, UserError, Vocabulary
+from dataseg.structures import SegmentMap, UserError, Vocabulary
 
 COLORS = 256**3
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
@@ -134,15 +134,12 @@ class LabelFiles:
             if image_id in self.files:
                 raise UserError(f"{path} and {self.files[image_id]} are label maps of one image")
             self.files[image_id] = path
-        self._table = np.full(MAX_LABELS, VOID - 1, dtype=np.int64)
-        for label, spec in enumerate(self.vocabulary.classes):
-            value = spec.id - self.id_shift
-            if 0 <= value < len(self._table):
-                self._table[value] = label
         for value in self.ignore:
-            if not 0 <= value < len(self._table):
-                raise UserError(f"ignored value {value}: label maps hold 0..{len(self._table) - 1}")
-            self._table[value] = VOID
+            if not 0 <= value < MAX_LABELS:
+                raise UserError(f"ignored value {value}: label maps hold 0..{MAX_LABELS - 1}")
+        values = {id_ - self.id_shift: label for id_, label in self.vocabulary.index_of.items()}
+        used = {value: label for value, label in values.items() if value not in self.ignore and 0 <= value < MAX_LABELS}
+        self._table = label_table(used, self.ignore)
 
     def _maps(self) -> Iterator[Path]:
         return (p for p in sorted(self.folder.rglob("*")) if p.suffix.lower() in LABEL_SUFFIXES)
@@ -160,16 +157,12 @@ class LabelFiles:
         if image_id not in self.files:
             raise UserError(f"{self.folder}: no label map for image {image_id} (looked for {image_id}.png)")
         path = self.files[image_id]
-        values = read_labels(path, "", None)
-        classes = self._table[values]
-        if classes.size and classes.min() < VOID:
-            unknown = np.unique(values[classes < VOID])[:5].tolist()
+        try:
+            rows, labels = rows_of_labels(read_labels(path, "", None), self._table)
+        except UnknownLabelError as error:
             raise UserError(
-                f"{path}: the values {unknown} are no class of vocabulary {self.vocabulary.name!r}"
+                f"{path}: the values {error.values[:5]} are no class of vocabulary {self.vocabulary.name!r}"
                 f" (ids {min(self.vocabulary.index_of)}..{max(self.vocabulary.index_of)}). Values without a label:"
                 " --gt-ignore, --pred-ignore; ids that start elsewhere: --gt-shift, --pred-shift"
-            )
-        present = np.flatnonzero(np.bincount(classes.ravel() + 1, minlength=1)[1:])
-        rows = np.full(len(self.vocabulary) + 1, VOID, dtype=np.int32)
-        rows[present] = np.arange(len(present))
-        return SegmentMap(torch.from_numpy(rows[classes]), torch.from_numpy(present))
+            ) from error
+        return SegmentMap(torch.from_numpy(rows), torch.from_numpy(labels))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dataseg.io.images import write_png
 from dataseg.io.json_files import write_json
 from dataseg.io.rle import rle_to_json
-from dataseg.structures import InstanceMasks, SegmentMap, Task, UserError, Vocabulary
+from dataseg.structures import InstanceMasks, SegmentMap, UserError, Vocabulary
 
 MAX_SEGMENTS = 256**3 - 1
 
@@ -152,14 +152,3 @@ class LabelWriter(SubmissionWriter):
     def finish(self, records: Iterable[dict[str, Any]] | None = None) -> Path:
         """Nothing is left to write; returns the folder."""
         return self.path
-
-
-Writer = PanopticWriter | InstanceWriter | LabelWriter
-
-
-def writer_for(task: Task, path: Path | str, vocabulary: Vocabulary, id_shift: int = 0) -> Writer:
-    """The writer of a task; ``path`` without a suffix, ``.json`` is added where the format has one file."""
-    if task is Task.SEMANTIC:
-        return LabelWriter(path, vocabulary, id_shift)
-    kind = PanopticWriter if task is Task.PANOPTIC else InstanceWriter
-    return kind(Path(path).with_suffix(".json"), vocabulary, id_shift)
