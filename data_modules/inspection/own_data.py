@@ -45,7 +45,7 @@ PARTS = {
 }
 """Words in names of files and folders that say which part they hold."""
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.1, 0.6, 0.7, 0.8, 0.9)
-"""Of the images that are held out for validation: the first that leaves objects on both sides."""
+"""Of the images that are held out for validation, in order of preference."""
 MAX_CLASSES = 256
 """Values of a label map; more are no classes."""
 _LABELS = re.compile(r"label|mask|annot|gt|seg|truth", re.IGNORECASE)
@@ -338,7 +338,7 @@ def plan(folder: Path, form: str | None = None) -> Plan:
     lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
     lines += [f"  not used: {item.where} (as {item.kind}, with --form {item.kind})" for item in others]
     if val is None:
-        share = next((share for share in SHARES if _divides(reader, share)), None)
+        share = _share(reader)
         if share is None:
             raise UserError(f"{folder}: {len(reader)} images are too few to hold some with objects out for validation")
         lines.append(f"validation: {len(_held_out(reader, share))} of them, held out by a hash of their names")
@@ -381,13 +381,23 @@ def _held_out(reader: Reader, share: float) -> list[int]:
     return [k for k, name in enumerate(names) if formats.HoldOut("val", share).keeps(name)]
 
 
-def _divides(reader: Reader, share: float) -> bool:
-    """Whether both parts have objects."""
-    held = set(_held_out(reader, share))
-    labelled = list(range(len(reader)))
+def _share(reader: Reader) -> float | None:
+    """Of the images to be held out: the first of `SHARES` that leaves every class on both sides, else objects."""
     if isinstance(reader, IndexedReader):
-        labelled = np.flatnonzero(reader.index.lengths()).tolist()
-    return 0 < sum(k in held for k in labelled) < len(labelled)
+        classes = [set(reader.index.column(k, "label").tolist()) for k in range(len(reader))]
+    else:
+        classes = [{0}] * len(reader)
+
+    def least(share: float) -> int:
+        """Classes on the side that has fewer."""
+        held = set(_held_out(reader, share))
+        sides: tuple[set[int], set[int]] = set(), set()
+        for k, found in enumerate(classes):
+            sides[k in held].update(found)
+        return min(map(len, sides))
+
+    best = max(SHARES, key=least)  # the first of those that are as good
+    return best if least(best) else None
 
 
 def _told(reader: Reader, name: str) -> list[str]:

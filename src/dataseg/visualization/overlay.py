@@ -48,6 +48,7 @@ def _segment_colors(labels: list[int], vocabulary: Vocabulary) -> npt.NDArray[np
     return colors
 
 
+_BEFORE = 12  # pixels that a name begins left of its segment's middle
 Caption = tuple[str, float, float, float]
 """Name, left edge and middle in the picture, and pixels of the segment."""
 
@@ -174,7 +175,9 @@ def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: 
         is_crowd = masks.is_crowd is not None and bool(masks.is_crowd[k])
         _paint(picture[y : y + rows, x : x + columns], mask, colors[k], alpha, is_crowd)
         if names is not None:
-            captions.append((names[label], x + 2, y + rows / 2, int(np.count_nonzero(mask))))
+            inside = np.nonzero(mask)
+            down, right = _nearest(inside, inside[0].mean(), inside[1].mean())
+            captions.append((names[label], x + right - _BEFORE, y + down, len(inside[0])))
     _write_captions(picture, captions)  # last: masks may overlap
 
 
@@ -254,8 +257,13 @@ def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str]) ->
             continue
         y, x = ys[k] / sizes[k], xs[k] / sizes[k]
         if ids[int(y), int(x)] != k - 1:
-            rows, columns = np.nonzero(ids == k - 1)
-            nearest = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
-            y, x = rows[nearest], columns[nearest]
-        captions.append((name, x - 12, y, sizes[k]))
+            y, x = _nearest(np.nonzero(ids == k - 1), y, x)
+        captions.append((name, x - _BEFORE, y, sizes[k]))
     _write_captions(picture, captions)
+
+
+def _nearest(pixels: tuple[npt.NDArray[Any], ...], y: float, x: float) -> tuple[int, int]:
+    """Row and column of that one of the pixels, (rows ``[N]``, columns ``[N]``), which is nearest to a place."""
+    rows, columns = pixels
+    nearest = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
+    return int(rows[nearest]), int(columns[nearest])

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,25 @@ def test_where_nothing_is_predicted_is_hatched():
     void = {tuple(c) for c in picture[12:, 22:].reshape(-1, 3).tolist()}
     assert void == {NOTHING, (100, 100, 100)}
     assert picture[15, 5].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("as_map", [False, True])
+def test_the_name_of_a_thin_segment_lies_on_it(as_map):
+    mask = np.zeros((200, 300), np.uint8)
+    cv2.polylines(
+        mask, [np.array([[20, 20], [40, 150], [150, 190], [280, 180]])], False, 1, 9
+    )  # a bow around the middle
+    segments = (
+        SegmentMap(torch.from_numpy(mask.astype(np.int16) - 1), torch.tensor([1]))
+        if as_map
+        else InstanceMasks([coco_mask.encode(np.asfortranarray(mask))], torch.tensor([1]), mask.shape)
+    )
+    image = np.full((200, 300, 3), 100, np.uint8)
+    written = (draw(image, segments, VOCABULARY) != draw(image, segments, VOCABULARY, names=False)).any(-1)
+    assert (written & (mask == 1)).sum() > 20
+    rows, columns = np.nonzero(written)
+    reach = cv2.dilate(mask, np.ones((31, 41), np.uint8))
+    assert reach[rows, columns].mean() > 0.8
 
 
 def test_names_are_written_where_there_is_room_and_do_not_cover_each_other():
