@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         require_own_packages()
-        status: int = importlib.import_module(VERBS[verb]).main([*subcommand, *rest])
+        module = importlib.import_module(VERBS[verb])
+        warnings.formatwarning = _format_warning  # not earlier: Lightning sets its own when it is imported
+        status: int = module.main([*subcommand, *rest])
         return status
 
     return exit_status(run)

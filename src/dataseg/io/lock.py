@@ -8,8 +8,9 @@ once, elsewhere when the file was not touched for `LEASE`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
@@ -43,7 +44,7 @@ def alone(path: Path, task: str) -> Iterator[None]:
     try:
         lease.acquire(timeout=_AT_ONCE)
     except Timeout:
-        log.info("%s: waiting for %s", task, _holder(lease))
+        log.warning("%s: waiting for %s", task, _holder(lease))
         lease.acquire()
     try:
         yield
@@ -73,7 +74,7 @@ def reserved(path: Path, what: str, remedy: str) -> Iterator[SoftFileLease]:
         except Timeout:
             before, touched = touched, _touched(path)
             if before is None:
-                log.info("%s is held by %s: looking whether it is alive", what, _holder(lease))
+                log.warning("%s is held by %s: looking whether it is alive", what, _holder(lease))
             elif touched not in (None, before):
                 raise UserError(f"{what} is in use by {_holder(lease)}: {remedy}") from None
     try:
@@ -83,6 +84,10 @@ def reserved(path: Path, what: str, remedy: str) -> Iterator[SoftFileLease]:
 
 
 def _lease(path: Path) -> SoftFileLease:
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        if not found.st_size and time.time() - found.st_mtime > LEASE:
+            path.unlink()  # names nobody: version 0.1 left its locks behind like that
     return SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=BEAT, thread_local=False)
 
 

@@ -49,6 +49,16 @@ def test_the_lock_of_a_dead_process_is_taken_over_at_once(tmp_path, holder):
     assert not (tmp_path / "x.lock").exists()
 
 
+def test_an_empty_file_that_an_earlier_version_left_is_nobody_s(tmp_path):
+    (tmp_path / "x.lock").touch()
+    long_ago = time.time() - 2 * lock.LEASE
+    os.utime(tmp_path / "x.lock", (long_ago, long_ago))
+    begun = time.monotonic()
+    with alone(tmp_path / "x.lock", "it"):
+        assert (tmp_path / "x.lock").stat().st_size
+    assert time.monotonic() - begun < 5
+
+
 def test_the_lock_of_another_machine_is_taken_over_when_it_is_not_touched(tmp_path, monkeypatch):
     """A job that is started again on another node, after its first node died."""
     monkeypatch.setattr(lock, "LEASE", 2.0)
