@@ -301,7 +301,13 @@ def _listed(changes: dict[str, list[str]]) -> str:
     return "; ".join(f"{key} {now}, was {then}" for key, (then, now) in changes.items())
 
 
-_NOTICES = ("\N{ELECTRIC LIGHT BULB} Tip:", "GPU available:", "TPU available:", "`Trainer.fit` stopped:")
+_NOTICES = (
+    "\N{ELECTRIC LIGHT BULB} Tip:",
+    "GPU available:",
+    "TPU available:",
+    "`Trainer.fit` stopped:",
+    "Restoring states",
+)
 """How lines of Lightning begin that advertise, or repeat what the run itself tells."""
 
 
