@@ -143,7 +143,16 @@ def test_postprocessing_is_of_plain_values(postprocess, tmp_path):
         dataseg.load(tmp_path / "m.safetensors")
 
 
-@pytest.mark.parametrize("data", [{"eval_size": "evilmod.Foo"}, {"eval_scales": 3}, {"eval_window": {"a": 1}}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"eval_size": "evilmod.Foo"},
+        {"eval_scales": 3},
+        {"eval_window": {"a": 1}},
+        {"eval_transform": {"size": 60_000, "max_size": 60_000}},
+        {"eval_scales": [1e6]},
+    ],
+)
 def test_evaluation_settings_are_of_plain_values(data, tmp_path):
     spoilt = config() | {"data": {"init_args": data}}
     write_model(tmp_path / "m.safetensors", make_model(config=spoilt))

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from dataseg.structures import UserError
 
+LARGEST = 10_000
+"""Bound of an evaluation image's longer side, pixels: what a model from somebody else may ask memory for."""
+
 
 @dataclass(frozen=True)
 class ResizeShortestEdge:
@@ -30,8 +33,8 @@ class ResizeShortestEdge:
     max_size: int = 1333
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= self.max_size:
-            raise UserError(f"need 0 < size <= max_size, got {self.size} and {self.max_size}")
+        if not 0 < self.size <= self.max_size <= LARGEST:
+            raise UserError(f"need 0 < size <= max_size <= {LARGEST:,}, got {self.size} and {self.max_size}")
 
     def __str__(self) -> str:
         return f"shorter side {self.size} px, longer at most {self.max_size} px"
