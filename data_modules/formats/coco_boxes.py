@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from data_modules.annotation_index.build import build_index
 from data_modules.annotation_index.coco_json import detection_batches
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
-from data_modules.formats.coco_style import CocoStyle
-from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import Crowds, IndexedReader, Orientation, TaskName
-from data_modules.layout import folder, locate
+from data_modules.formats.coco_style import CocoFile
+from data_modules.formats.reader import IndexedReader
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.structures import Boxes, Target, Task
 
@@ -59,20 +57,10 @@ def boxes_of(index: Index, image: int) -> Boxes:
     )
 
 
-class CocoBoxes(CocoStyle, BoxReader):
+class CocoBoxes(CocoFile, BoxReader):
     """Boxes of any COCO-style detection JSON.
 
-    Args:
-        root: the dataset's folder, below the data root.
-        annotations: JSON file below ``root``.
-        images: image folder below ``root``.
-        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
-        tasks: training uses the first. Default: instance.
-        names: which names the text encoder sees.
-        hold_out: a part of the images, where there is no other file to evaluate on.
-        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
-        rest: "background" leaves out objects of other classes than the vocabulary's; None = they are refused.
-        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
+    Arguments: see `CocoFile`.
     """
 
     title = "COCO-style boxes"
@@ -84,19 +72,6 @@ class CocoBoxes(CocoStyle, BoxReader):
         annotations: str = "annotations/instances_train2017.json",
         images: str = "train2017",
         vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
-        orientation: Orientation | None = None,
-        rest: str | None = None,
-        crowds: Crowds = "ignore",
+        **options: Any,
     ) -> None:
-        super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest = orientation, rest
-        self.crowds = crowds
-        self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
-        self._images = Path()
-
-    def locate(self, root: Path) -> None:
-        wanted = [(self.annotations,)], folder(self.images)
-        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
+        super().__init__(root, annotations, images, vocabulary, **options)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +13,9 @@ from data_modules.annotation_index.build import build_index
 from data_modules.annotation_index.coco_json import detection_batches
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
-from data_modules.formats.coco_style import CocoStyle
-from data_modules.formats.hold_out import HoldOut
+from data_modules.formats.coco_style import CocoFile
 from data_modules.formats.painting import gives_of, painted, require_rest
-from data_modules.formats.reader import Crowds, IndexedReader, Orientation, Overlaps, TaskName
-from data_modules.layout import folder, locate
+from data_modules.formats.reader import IndexedReader, Overlaps
 from dataseg.io.images import EncodedImage, open_image
 from dataseg.io.rle import mask_of
 from dataseg.structures import InstanceMasks, Target, Task
@@ -68,23 +65,14 @@ def masks_of(index: Index, image: int) -> InstanceMasks:
     )
 
 
-class CocoInstances(CocoStyle, InstanceReader):
+class CocoInstances(CocoFile, InstanceReader):
     """Instance masks of COCO or any dataset in its layout; or, by ``tasks``, maps painted from them.
 
     Args:
-        root: the dataset's folder, below the data root.
-        annotations: JSON file below ``root``.
-        images: image folder below ``root``.
-        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
-        tasks: evaluated tasks; training uses the first. Default: instance.
-        names: which names the text encoder sees.
-        hold_out: a part of the images, where there is no other file to evaluate on.
-        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
-        rest: what becomes of objects of other classes than the vocabulary's; None = they are refused. Of masks:
-            "background" leaves them out. For panoptic and semantic tasks a map is painted from the masks: "void", or a
-            class of the vocabulary, stands for other classes and for pixels without an object, and must be given.
         overlaps: of painted masks: "smaller_on_top", or "later_on_top", in the order of the file.
-        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
+        options: see `CocoFile`, as the others. For panoptic and semantic tasks a map is painted from the masks; then
+            ``rest``, "void" or a class of the vocabulary, stands for other classes and for pixels without an object,
+            and must be given.
     """
 
     title = "COCO-style instances"
@@ -96,21 +84,9 @@ class CocoInstances(CocoStyle, InstanceReader):
         annotations: str = "annotations/instances_val2017.json",
         images: str = "val2017",
         vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
-        orientation: Orientation | None = None,
-        rest: str | None = None,
         overlaps: Overlaps = "smaller_on_top",
-        crowds: Crowds = "ignore",
+        **options: Any,
     ) -> None:
-        super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest, self.overlaps = orientation, rest, overlaps
+        super().__init__(root, annotations, images, vocabulary, **options)
+        self.overlaps = overlaps
         self.gives = gives_of(self.title, self.tasks)
-        self.crowds = crowds
-        self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
-        self._images = Path()
-
-    def locate(self, root: Path) -> None:
-        wanted = [(self.annotations,)], folder(self.images)
-        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_modules import vocabularies
 from data_modules.formats.coco_style import CocoStyle
-from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.panoptic_reader import PanopticReader
-from data_modules.formats.reader import Crowds, Orientation, TaskName
 from data_modules.layout import folder, locate, with_folders
 from dataseg.io.images import EncodedImage
 from dataseg.structures import VOID, SegmentMap, Target, Task
@@ -27,14 +26,7 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         annotations: JSON file below ``root``, in place of ``annotations/panoptic_{split}.json``. Its PNGs lie in the
             folder of the same name without ``.json``, or in a zip archive of that name.
         images: image folder below ``root``, in place of ``{split}``.
-        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
-        tasks: evaluated tasks; training uses the first. Default: panoptic.
-        names: which names the text encoder sees.
-        hold_out: a part of the images, where there is no other file to evaluate on.
-        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
-        rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
-            refused.
-        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
+        options: see `CocoStyle`, as ``vocabulary``.
     """
 
     title = "COCO panoptic"
@@ -50,18 +42,10 @@ class CocoPanoptic(CocoStyle, PanopticReader):
         annotations: str | None = None,
         images: str | None = None,
         vocabulary: vocabularies.Classes | None = "coco_panoptic_133",
-        tasks: list[TaskName] | None = None,
-        names: vocabularies.Names = "corrected",
-        hold_out: HoldOut | None = None,
-        orientation: Orientation | None = None,
-        rest: str | None = None,
-        crowds: Crowds = "ignore",
+        **options: Any,
     ) -> None:
-        super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest = orientation, rest
-        self.crowds = crowds
+        super().__init__(vocabulary, **options)
         self.root, self.split, self.annotations, self.images = root, split, annotations, images
-        self.hold_out = hold_out
 
     def locate(self, root: Path) -> None:
         name = f"annotations/panoptic_{self.split}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from data_modules import vocabularies
 from data_modules.annotation_index.categories import compare_categories, stated_categories
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.hold_out import HoldOut
-from data_modules.formats.reader import IndexedReader
+from data_modules.formats.reader import Crowds, IndexedReader, Orientation, TaskName
+from data_modules.layout import folder, locate
 from dataseg.io.paths import FileNames, inside
 from dataseg.structures import Task, UserError
 
@@ -21,11 +23,33 @@ class CocoStyle(IndexedReader):
 
     The file's categories are compared with the classes, or give them where the configuration leaves them out; images
     are found by other forms of their names; some may be held out. Goes before the class that reads the format.
+
+    Args:
+        vocabulary: name or file of the classes, or the classes themselves; None = the JSON's own categories.
+        tasks: evaluated tasks; training uses the first. Default: the first of the format.
+        names: which names the text encoder sees.
+        hold_out: a part of the images, where there is no other file to evaluate on.
+        orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        rest: what becomes of other classes than the vocabulary's; None = they are refused. Of maps, what their pixels
+            are: "void", or one of its classes. Of boxes and masks: "background" leaves them out.
+        crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
     """
 
-    hold_out: HoldOut | None = None
     _images: Path
     _found: dict[str, str]  # file name as stated -> as it is on disk, where they differ
+
+    def __init__(
+        self,
+        vocabulary: vocabularies.Classes | None,
+        tasks: list[TaskName] | None = None,
+        names: vocabularies.Names = "corrected",
+        hold_out: HoldOut | None = None,
+        orientation: Orientation | None = None,
+        rest: str | None = None,
+        crowds: Crowds = "ignore",
+    ) -> None:
+        super().__init__(vocabulary, tasks, names)
+        self.hold_out, self.orientation, self.rest, self.crowds = hold_out, orientation, rest, crowds
 
     def stated_classes(self) -> list[vocabularies.OwnClass]:
         return stated_categories(self._annotations)
@@ -78,3 +102,25 @@ class CocoStyle(IndexedReader):
     def image_path(self, file_name: str) -> Path:
         found = self._found.get(file_name)
         return inside(self._images, file_name) if found is None else self._images / found
+
+
+class CocoFile(CocoStyle):
+    """One JSON file and one folder of images.
+
+    Args:
+        root: the dataset's folder, below the data root.
+        annotations: JSON file below ``root``.
+        images: image folder below ``root``.
+        options: see `CocoStyle`, as ``vocabulary``.
+    """
+
+    def __init__(
+        self, root: str, annotations: str, images: str, vocabulary: vocabularies.Classes | None, **options: Any
+    ) -> None:
+        super().__init__(vocabulary, **options)
+        self.root, self.annotations, self.images = root, annotations, images
+        self._images = Path()
+
+    def locate(self, root: Path) -> None:
+        wanted = [(self.annotations,)], folder(self.images)
+        _, (self._annotations,), (self._images,) = locate(self, root, self.root, *wanted)
