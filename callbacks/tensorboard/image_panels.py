@@ -13,7 +13,7 @@ from callbacks.tensorboard.writer import log_picture
 from dataseg.experiments.report.tensorboard_events import PICTURES
 from dataseg.structures import VOID, Batch, SegmentMap, Segments, Target, Task
 from dataseg.training.module import CoTrainedSegmenter
-from dataseg.visualization.legend import panel, present
+from dataseg.visualization.legend import panel, present, text_size
 from dataseg.visualization.overlay import MIN_SCORE, Picture, confident, draw, resize_map, resize_picture, shown_size
 
 
@@ -70,10 +70,11 @@ class Panels(pl.Callback):
         shown = confident(prediction.to("cpu"), self.min_score)
         if isinstance(shown, SegmentMap):
             shown = resize_map(shown, size)
+        text = text_size(size[1], count=3)
         pictures = {
             "image": image,
-            "ground truth": draw(image, truth, vocabulary),
-            "prediction": draw(image, shown, vocabulary, is_prediction=True),
+            "ground truth": draw(image, truth, vocabulary, text_size=text),
+            "prediction": draw(image, shown, vocabulary, is_prediction=True, text_size=text),
         }
         nothing = isinstance(shown, SegmentMap) and bool((shown.ids == VOID).any())
         return panel(pictures, present((truth, shown), vocabulary), vocabulary, nothing)

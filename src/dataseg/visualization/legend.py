@@ -26,6 +26,11 @@ def present(targets: Iterable[Target], vocabulary: Vocabulary) -> list[int]:
     return sorted(found, key=lambda label: (not vocabulary.classes[label].is_thing, label))
 
 
+def text_size(width: int, count: int) -> int:
+    """Height of the text of a panel of ``count`` pictures: readable when it is shown at a third of its size; pixels."""
+    return round(min(max((count * (width + GAP) - GAP) / 50, 9), 30))
+
+
 @style()
 def panel(
     pictures: Mapping[str, Picture], labels: Sequence[int], vocabulary: Vocabulary, nothing: bool = False
@@ -44,7 +49,7 @@ def panel(
 
     height, width = next(iter(pictures.values())).shape[:2]
     total = len(pictures) * (width + GAP) - GAP
-    size = min(max(total / 50, 9), 30)  # of the font: readable when the panel is shown at a third of its size
+    size = text_size(width, len(pictures))
     line = round(1.5 * size)
     names = [vocabulary.names[label] for label in labels]
     patches = [

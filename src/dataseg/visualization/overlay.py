@@ -53,11 +53,10 @@ Caption = tuple[str, float, float, float]
 """Name, left edge and middle in the picture, and pixels of the segment."""
 
 
-def _write_captions(picture: Picture, captions: list[Caption]) -> None:
+def _write_captions(picture: Picture, captions: list[Caption], size: int) -> None:
     """Names of segments, the largest first; what would cover another name is left out, the legend has it."""
     if not captions:
         return
-    size = max(13, min(picture.shape[:2]) // 20)
     font, outline = ImageFont.load_default(size), max(1, size // 10)
     sheet = Image.fromarray(picture)
     canvas = ImageDraw.Draw(sheet)
@@ -124,6 +123,7 @@ def draw(
     names: bool = True,
     alpha: float = 0.65,
     is_prediction: bool = False,
+    text_size: int | None = None,
 ) -> Picture:
     """Lay segments over an image.
 
@@ -134,33 +134,37 @@ def draw(
         names: write class names, where a segment has room for its own.
         alpha: opacity of segments, in [0, 1].
         is_prediction: hatch a map's void in grey: nothing is predicted there.
+        text_size: height of names, pixels; None = a twentieth of the picture's shorter side, 13 at least.
 
     Returns:
         uint8 ``[H, W, 3]``.
     """
     colors = _segment_colors(target.labels.tolist(), vocabulary)
     written = vocabulary.names if names else None
+    size = text_size or max(13, min(image.shape[:2]) // 20)
     if isinstance(target, SegmentMap):
-        return _draw_map(image, target, colors, written, alpha, is_prediction)
+        return _draw_map(image, target, colors, written, size, alpha, is_prediction)
     picture = image.copy()
     if isinstance(target, Boxes):
-        _draw_boxes(picture, target, colors, written)
+        _draw_boxes(picture, target, colors, written, size)
     else:
-        _draw_masks(picture, target, colors, written, alpha)
+        _draw_masks(picture, target, colors, written, size, alpha)
     return picture
 
 
-def _draw_boxes(picture: Picture, boxes: Boxes, colors: Picture, names: list[str] | None) -> None:
+def _draw_boxes(picture: Picture, boxes: Boxes, colors: Picture, names: list[str] | None, size: int) -> None:
     captions: list[Caption] = []
     for k, (corners, label) in enumerate(zip(boxes.xyxy.tolist(), boxes.labels.tolist(), strict=True)):
         x, y, right, bottom = (int(v) for v in corners)
         cv2.rectangle(picture, (x, y), (right, bottom), colors[k].tolist(), 2)
         if names is not None:
             captions.append((names[label], x + 4, y + 12, (right - x) * (bottom - y)))
-    _write_captions(picture, captions)
+    _write_captions(picture, captions, size)
 
 
-def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: list[str] | None, alpha: float) -> None:
+def _draw_masks(
+    picture: Picture, masks: InstanceMasks, colors: Picture, names: list[str] | None, size: int, alpha: float
+) -> None:
     captions: list[Caption] = []
     for k, (rle, label) in enumerate(zip(masks.rles, masks.labels.tolist(), strict=True)):
         if rle is None:
@@ -178,7 +182,7 @@ def _draw_masks(picture: Picture, masks: InstanceMasks, colors: Picture, names: 
             inside = np.nonzero(mask)
             down, right = _nearest(inside, inside[0].mean(), inside[1].mean())
             captions.append((names[label], x + right - _BEFORE, y + down, len(inside[0])))
-    _write_captions(picture, captions)  # last: masks may overlap
+    _write_captions(picture, captions, size)  # last: masks may overlap
 
 
 def _zoom(size: tuple[int, int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -223,6 +227,7 @@ def _draw_map(
     target: SegmentMap,
     colors: Picture,
     names: list[str] | None,
+    size: int,
     alpha: float,
     is_prediction: bool,
 ) -> Picture:
@@ -241,11 +246,11 @@ def _draw_map(
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     picture[edge] = LINE
     if names is not None:
-        _name_segments(picture, ids, [names[label] for label in target.labels.tolist()])
+        _name_segments(picture, ids, [names[label] for label in target.labels.tolist()], size)
     return picture
 
 
-def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str]) -> None:
+def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str], size: int) -> None:
     """Write each segment's name at its centre of mass or, where that is another's, at its nearest pixel."""
     flat, width = ids.ravel() + 1, ids.shape[1]
     sizes = np.bincount(flat, minlength=len(names) + 1)
@@ -259,7 +264,7 @@ def _name_segments(picture: Picture, ids: npt.NDArray[Any], names: list[str]) ->
         if ids[int(y), int(x)] != k - 1:
             y, x = _nearest(np.nonzero(ids == k - 1), y, x)
         captions.append((name, x - _BEFORE, y, sizes[k]))
-    _write_captions(picture, captions)
+    _write_captions(picture, captions, size)
 
 
 def _nearest(pixels: tuple[npt.NDArray[Any], ...], y: float, x: float) -> tuple[int, int]:
