@@ -175,7 +175,7 @@ def _eight_bits(values: NDArray[Any], what: str) -> ImageArray:
 
 
 def open_image(
-    path: Path, dataset: str = "", size: tuple[int, int] | None = None, upright: bool = False
+    path: Path | str, dataset: str = "", size: tuple[int, int] | None = None, upright: bool = False
 ) -> EncodedImage:
     """Read an image file and check its header and its end.
 
@@ -189,6 +189,7 @@ def open_image(
     Raises:
         UserError: missing, truncated, too large, or of another size; names file and dataset.
     """
+    path = Path(path)
     return encoded_image(_content(path, dataset), _name(path, dataset), size, upright)
 
 
