@@ -630,6 +630,8 @@ def campaign(
         except AssertionError as error:
             result.broken.append(f"{number} {kind}: {error}")
             say(result.broken[-1])
+        except KeyboardInterrupt:  # what has been done is told
+            break
         if number % 50 == 49:
             say(f"{number + 1} of {count}, {time.monotonic() - begun:.0f} s, {len(result.broken)} broken")
     return result
