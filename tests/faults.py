@@ -462,8 +462,12 @@ def read_only_runs(bench: Bench) -> bool:
 
 
 def memory_runs_out(bench: Bench) -> bool:
-    """In a loading process, whose address space is bounded from some moment on."""
+    """In a loading process that has sent something, whose address space is bounded from some moment on.
+
+    Before, Python itself waits without end: `Thread.start` for a thread that has found no memory to begin with.
+    """
     process = bench.begin("--data.num_workers=1")
+    wait_until(lambda: read(bench.work / "run" / "trace"), process, SECONDS)
     worker = _a_loading_process(bench, process)
     if worker:
         with contextlib.suppress(OSError):
