@@ -45,6 +45,19 @@ SMALL_ENCODER_ONLY = [
 ]
 
 
+def on_suite(suite: Path, runs: Path) -> list[str]:
+    """Arguments of a run "test" below ``runs`` on a mini suite that is there already, in small, on the CPU."""
+    return [
+        "--run=test",
+        f"--runs={runs}",
+        f"--data.root={suite}",
+        "--data.mini=null",
+        "--data.train_transform.image_size=64",
+        "--data.eval_transform.size=64",
+        "--trainer.accelerator=cpu",
+    ]
+
+
 class Trace(pl.Callback):
     """Appends a line for every batch and every validation; what one rank did can be read while it is running."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cli_runs import on_suite
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules.mini import MiniSpec, ensure
@@ -29,15 +30,9 @@ def arguments(verb: str, suite: Path, runs: Path, *more: str) -> list[str]:
         f"--config={ROOT / 'conf' / 'base.yaml'}",
         f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
         "--exp=mini_all",
-        "--run=test",
-        f"--runs={runs}",
-        f"--data.root={suite}",
-        "--data.mini=null",
-        "--data.train_transform.image_size=64",
-        "--data.eval_transform.size=64",
+        *on_suite(suite, runs),
         "--data.batch_size=2",
         "--data.num_workers=0",
-        "--trainer.accelerator=cpu",
         *more,
     ]
 

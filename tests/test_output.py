@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
-from cli_runs import SMALL
+from cli_runs import SMALL, on_suite
 
 from data_modules.mini import MiniSpec, ensure
 from dataseg.cli import co_training
@@ -26,13 +26,7 @@ def run(suite, runs, *more: str):
         [
             "fit",
             "--exp=mini_all",
-            "--run=test",
-            f"--runs={runs}",
-            f"--data.root={suite}",
-            "--data.mini=null",
-            "--data.train_transform.image_size=64",
-            "--data.eval_transform.size=64",
-            "--trainer.accelerator=cpu",
+            *on_suite(suite, runs),
             f"--trainer.max_steps={STEPS}",
             "--trainer.val_check_interval=2",
             "--trainer.log_every_n_steps=1",

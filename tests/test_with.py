@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from cli_runs import ROOT, SMALL
+from cli_runs import ROOT, SMALL, on_suite
 
 import dataseg
 from data_modules.mini import MiniSpec, ensure
@@ -54,14 +54,8 @@ def run(suite: Path, runs: Path, overlays: list[str], *more: str, verb: str = "f
             f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
             *(f"--config={ROOT / 'conf' / 'with' / name}.yaml" for name in overlays),
             "--exp=with",
-            "--run=test",
-            f"--runs={runs}",
-            f"--data.root={suite}",
-            "--data.mini=null",
-            "--data.train_transform.image_size=64",
-            "--data.eval_transform.size=64",
+            *on_suite(suite, runs),
             "--data.batch_size=2",
-            "--trainer.accelerator=cpu",
             "--trainer.max_steps=3",
             "--trainer.val_check_interval=3",
             "--trainer.num_sanity_val_steps=0",
@@ -223,7 +217,7 @@ def test_an_exported_model_has_the_learnt_vectors(own_vectors, suite, tmp_path):
     batch = next(iter(cli.datamodule.val_dataloader()[0]))
     name, spec = batch.dataset, cli.datamodule.specs[batch.dataset]
     with torch.no_grad():
-        wanted = cli.model.eval().network(batch.images, cli.model._classes(name))[-1]
+        wanted = cli.model.eval().network(batch.images, cli.model.classes(name))[-1]
         found = model.network(batch.images, model.classes(spec.vocabulary))[-1]
     assert torch.equal(found.class_logits, wanted.class_logits)
     with pytest.raises(UserError, match=r"'given names' of 2 classes cannot be classified"):

@@ -87,7 +87,7 @@ def test_evaluated_as_published(mask2former_pair, published, tmp_path, told):
     (loader,) = done.datamodule.val_dataloader()
     classes = ClassEmbeddings(torch.zeros(NUM_CLASSES, 1), torch.arange(NUM_CLASSES))
     for batch in loader:
-        ours = done.model.eval().network(batch.images, done.model._classes(batch.dataset))[-1]
+        ours = done.model.eval().network(batch.images, done.model.classes(batch.dataset))[-1]
         theirs = wanted(batch.images, classes)[-1]
         torch.testing.assert_close(ours.class_logits, theirs.class_logits)
         torch.testing.assert_close(ours.mask_logits, theirs.mask_logits)

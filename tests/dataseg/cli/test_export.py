@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
-from cli_runs import SMALL
+from cli_runs import SMALL, on_suite
 from huggingface_hub import ModelCard, constants
 
 import dataseg
@@ -37,15 +37,9 @@ def arguments(verb: str, base: Path, *more: str) -> list[str]:
         verb,
         f"--config={ROOT / 'conf' / 'base.yaml'}",
         f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
-        "--run=test",
-        f"--runs={base / 'runs'}",
-        f"--data.root={base / 'mini'}",
-        "--data.mini=null",
-        "--data.train_transform.image_size=64",
-        "--data.eval_transform.size=64",
+        *on_suite(base / "mini", base / "runs"),
         "--data.batch_size=2",
         "--data.num_workers=0",
-        "--trainer.accelerator=cpu",
         "--trainer.max_steps=2",
         "--trainer.val_check_interval=2",
         "--model.postprocess.panoptic.score_threshold=0.0",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from cli_runs import on_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -386,13 +387,8 @@ def validate(suite, runs, *more):
             f"--config={ROOT / 'conf' / 'base.yaml'}",
             f"--config={ROOT / 'conf' / 'exp' / 'mini_all.yaml'}",
             "--exp=mini_all",
-            "--run=test",
-            f"--runs={runs}",
-            f"--data.root={suite}",
-            "--data.mini=null",
-            "--data.eval_transform.size=64",
+            *on_suite(suite, runs),
             "--data.num_workers=0",
-            "--trainer.accelerator=cpu",
             *more,
         ]
     )
