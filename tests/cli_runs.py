@@ -162,6 +162,21 @@ def arguments(
     ]
 
 
+def own_experiment(name: str, conf: Path, root: Path) -> list[str]:
+    """Arguments of a command on an experiment that `dataseg own-data` wrote into ``conf``; data, runs in ``root``."""
+    return [
+        f"--config={conf / 'exp' / name}.yaml",
+        f"--exp={name}",
+        f"--runs={root / 'runs'}",
+        "--run=test",
+        f"--data.root={root}",
+        "--data.batch_size=2",
+        "--data.num_workers=0",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+    ]
+
+
 def _run(args: list[str], output: str, environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a run from the command line
     os.environ.update(environment)

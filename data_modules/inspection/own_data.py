@@ -337,7 +337,9 @@ def plan(folder: Path, form: str | None = None) -> Plan:
     ]
     lines = [f"{reader.title}: {train.where}", *_told(reader, "train")]
     lines += [f"  not used: {item.where} (as {item.kind}, with --form {item.kind})" for item in others]
-    if val is None:
+    if val is None and reader.gives == "boxes":  # nothing is scored
+        parts = [arguments, arguments]
+    elif val is None:
         share = _share(reader)
         if share is None:
             raise UserError(f"{folder}: {len(reader)} images are too few to hold some with objects out for validation")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,10 @@ SIZE = (48, 64)  # rows, columns
 CLASSES = ["bolt", "crack"]
 STEMS = ["Brücke 1", "b2", "c3"]
 """Of the images; the last has no object."""
+
+
+def is_labelled(k: int) -> bool:
+    return k < len(STEMS) - 1
 
 
 def box_of(k: int) -> tuple[int, int, int, int]:
@@ -28,7 +33,7 @@ def write_pictures(folder: Path, suffix: str = ".jpg") -> None:
     rng = np.random.default_rng(0)
     for k, stem in enumerate(STEMS):
         picture = rng.integers(60, 90, (*SIZE, 3), dtype=np.uint8)
-        if k < 2:
+        if is_labelled(k):
             left, top, right, bottom = box_of(k)
             picture[top:bottom, left:right] = (200, 60, 40)
             cv2.fillPoly(picture, [np.array(triangle_of(k), dtype=np.int32)], (40, 60, 220))
@@ -40,14 +45,17 @@ def _write(path: Path, content) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def write_yolo(base: Path) -> Path:
+def write_yolo(base: Path, crack_as_box: bool = False) -> Path:
     """Ultralytics' layout; the box of a bolt is a line of five numbers, the crack one of seven."""
     write_pictures(base / "images" / "train")
     rows, columns = SIZE
-    for k, stem in enumerate(STEMS[:2]):
+    for k, stem in enumerate(STEMS[:-1]):
         left, top, right, bottom = box_of(k)
         box = (left + right) / 2 / columns, (top + bottom) / 2 / rows, (right - left) / columns, (bottom - top) / rows
         polygon = [value for x, y in triangle_of(k) for value in (x / columns, y / rows)]
+        if crack_as_box:
+            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in (polygon[::2], polygon[1::2]))
+            polygon = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
         lines = [f"{c} " + " ".join(f"{v:.8f}" for v in numbers) for c, numbers in enumerate((box, polygon))]
         _write(base / "labels" / "train" / f"{stem}.txt", "\n".join(lines) + "\n")
     _write(base / "data.yaml", "path: /content/datasets/mine\ntrain: images/train\nnames:\n  0: bolt\n  1: crack\n")
@@ -71,7 +79,10 @@ def write_labelme(base: Path) -> Path:
             "imageHeight": SIZE[0],
             "imageWidth": SIZE[1],
         }
-        _write(base / f"{stem}.json", {"version": "5.4.1", "flags": {}, "shapes": shapes if k < 2 else [], **about})
+        _write(
+            base / f"{stem}.json",
+            {"version": "5.4.1", "flags": {}, "shapes": shapes if is_labelled(k) else [], **about},
+        )
     return base
 
 
@@ -89,7 +100,11 @@ def write_voc(base: Path) -> Path:
     for k, stem in enumerate(STEMS):
         left, top, right, bottom = box_of(k)
         box = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
-        item = f"<object><name>bolt</name><difficult>{k}</difficult><bndbox>{box}</bndbox></object>" if k < 2 else ""
+        item = (
+            f"<object><name>bolt</name><difficult>{k % 2}</difficult><bndbox>{box}</bndbox></object>"
+            if is_labelled(k)
+            else ""
+        )
         size = f"<size><width>{SIZE[1]}</width><height>{SIZE[0]}</height><depth>3</depth></size>"
         head = f"<folder>VOC</folder><filename>{stem}.jpg</filename>{size}<segmented>0</segmented>"
         _write(base / "Annotations" / f"{stem}.xml", f"<annotation>{head}{item}</annotation>")
@@ -113,7 +128,7 @@ def write_cvat(base: Path) -> Path:
         ) + f'<polygon label="crack" source="manual" occluded="0" points="{points}"></polygon>'
         items += '<tag label="crack"></tag><points label="bolt" points="3.0,4.0"></points>'
         head = f'id="{k}" name="{stem}.jpg" width="{SIZE[1]}" height="{SIZE[0]}"'
-        images += f"<image {head}>{items if k < 2 else ''}</image>"
+        images += f"<image {head}>{items if is_labelled(k) else ''}</image>"
     meta = f"<meta><task><id>1</id><name>mine</name><labels>{labels}</labels></task></meta>"
     xml = f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{meta}{images}</annotations>'
     _write(base / "annotations.xml", xml)
@@ -164,7 +179,7 @@ def write_label_studio(base: Path) -> Path:
         ]
         done = [{"id": k, "was_cancelled": True, "result": []}, {"id": 9, "was_cancelled": False, "result": result}]
         data = {"image": f"/data/upload/4/3f2a90bc-{stem.replace(' ', '%20')}.jpg"}
-        done = done if k < 2 else [{"id": 5, "was_cancelled": False, "result": []}]
+        done = done if is_labelled(k) else [{"id": 5, "was_cancelled": False, "result": []}]
         tasks.append({"id": 11 + k, "annotations": done, "predictions": [], "data": data, "project": 4})
     _write(base / "project-4-at-2024-05-01.json", tasks)
     return base
@@ -185,7 +200,7 @@ def via_records() -> dict:
         records[f"{name}1234"] = {
             "filename": name,
             "size": 1234,
-            "regions": regions if k < 2 else [],
+            "regions": regions if is_labelled(k) else [],
             "file_attributes": {},
         }
     return records
@@ -231,8 +246,59 @@ def write_coco(base: Path) -> Path:
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             segmentation = [[value for point in points for value in point]]
             about = {"id": len(annotations) + 1, "image_id": k, "category_id": category, "iscrowd": 0}
-            if k < 2:
+            if is_labelled(k):
                 annotations.append(about | {"bbox": box, "area": share * box[2] * box[3], "segmentation": segmentation})
     categories = [{"id": n, "name": name, "supercategory": ""} for n, name in enumerate(CLASSES, 1)]
     _write(base / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
     return base
+
+
+def _mask(points) -> np.ndarray:
+    return cv2.fillPoly(np.zeros(SIZE, np.uint8), [np.array(points, dtype=np.int32)], 1)
+
+
+def _masks_of(k: int) -> dict[str, np.ndarray]:
+    """Masks of picture ``k`` by class."""
+    if not is_labelled(k):
+        return {}
+    left, top, right, bottom = box_of(k)
+    corners = [(left, top), (right - 1, top), (right - 1, bottom - 1), (left, bottom - 1)]
+    return {"bolt": _mask(corners), "crack": _mask(triangle_of(k))}
+
+
+def write_label_maps(base: Path) -> Path:
+    """0 is the ground, 1 a bolt, 2 a crack; the first row is void."""
+    write_pictures(base / "images")
+    (base / "labels").mkdir()
+    for k, stem in enumerate(STEMS):
+        values = np.zeros(SIZE, np.uint8)
+        for number, mask in enumerate(_masks_of(k).values(), 1):
+            values[mask == 1] = number
+        values[0] = 255
+        (base / f"labels/{stem}.png").write_bytes(cv2.imencode(".png", values)[1].tobytes())
+    return base
+
+
+def write_mask_folders(base: Path) -> Path:
+    write_pictures(base / "images")
+    for k, stem in enumerate(STEMS):
+        (base / "masks" / stem).mkdir(parents=True)
+        for name, mask in _masks_of(k).items():
+            (base / f"masks/{stem}/{name}_1.png").write_bytes(cv2.imencode(".png", mask * 255)[1].tobytes())
+    return base
+
+
+WRITERS = {
+    "yolo": write_yolo,
+    "yolo_boxes": partial(write_yolo, crack_as_box=True),
+    "labelme": write_labelme,
+    "voc": write_voc,
+    "cvat": write_cvat,
+    "label_studio": write_label_studio,
+    "via": write_via,
+    "via_csv": write_via_csv,
+    "coco": write_coco,
+    "label_maps": write_label_maps,
+    "mask_folders": write_mask_folders,
+}
+"""By form."""

@@ -8,7 +8,7 @@ import numpy as np
 import own_exports
 import pytest
 import yaml
-from cli_runs import ROOT, SMALL, finish, start
+from cli_runs import ROOT, SMALL, finish, own_experiment, start
 from own_exports import SIZE, STEMS
 
 from data_modules.inspection.own_data import main
@@ -16,6 +16,7 @@ from dataseg.structures import UserError
 
 FORMS = {
     "yolo": "Yolo",
+    "yolo_boxes": "Yolo",
     "labelme": "Labelme",
     "voc": "PascalVocBoxes",
     "cvat": "CvatImages",
@@ -26,31 +27,7 @@ FORMS = {
     "label_maps": "LabelMaps",
     "mask_folders": "MaskFolders",
 }
-BOXES = {"voc"}
-
-
-def write_label_maps(base):
-    own_exports.write_pictures(base / "images")
-    (base / "labels").mkdir()
-    for k, stem in enumerate(STEMS):
-        values = np.full(SIZE, 255, np.uint8)
-        values[10:30, 5:40] = k % 2
-        (base / f"labels/{stem}.png").write_bytes(cv2.imencode(".png", values)[1].tobytes())
-
-
-def write_mask_folders(base):
-    own_exports.write_pictures(base / "images")
-    for stem in STEMS:
-        (base / "masks" / stem).mkdir(parents=True)
-        for name in ("bolt_1", "bolt_2", "crack"):
-            mask = np.zeros(SIZE, np.uint8)
-            mask[4:20, 4:30] = 255
-            (base / f"masks/{stem}/{name}.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())
-
-
-def write(form, base):
-    own = {"label_maps": write_label_maps, "mask_folders": write_mask_folders}
-    (own.get(form) or getattr(own_exports, f"write_{form}"))(base)
+BOXES = {"voc", "yolo_boxes"}
 
 
 @pytest.fixture
@@ -62,7 +39,7 @@ def conf(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_folder_is_recognised(form, conf, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(form, tmp_path / "mine")
+    own_exports.WRITERS[form](tmp_path / "mine")
     assert main(["mine", "--conf", str(conf)]) == 0
     told = capsys.readouterr().out
     assert "3 images; segments by class: " in told
@@ -72,7 +49,7 @@ def test_a_folder_is_recognised(form, conf, tmp_path, capsys, monkeypatch):
     assert ("val" in data) == (form not in BOXES)
     names = [c["name"] for c in data["train"]["mine"]["init_args"]["vocabulary"]]
     assert names == (
-        ["class 0", "class 1"] if form == "label_maps" else ["bolt"] if form == "voc" else ["bolt", "crack"]
+        ["class 0", "class 1", "class 2"] if form == "label_maps" else ["bolt"] if form == "voc" else ["bolt", "crack"]
     )
     with pytest.raises(UserError, match="is there already"):
         main(["mine", "--conf", str(conf)])
@@ -85,7 +62,7 @@ def written(conf):
 
 
 def test_black_and_white_masks_of_another_name(conf, tmp_path):
-    write_label_maps(tmp_path / "mine")
+    own_exports.write_label_maps(tmp_path / "mine")
     for path in list((tmp_path / "mine/labels").iterdir()):
         cv2.imwrite(str(path), np.where(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) == 255, 255, 0).astype(np.uint8))
         path.rename(path.with_name(f"{path.stem}_mask.png"))
@@ -131,14 +108,14 @@ def test_doubts_are_told(conf, tmp_path, capsys):
 
 
 def test_label_maps_of_colours(conf, tmp_path):
-    write_label_maps(tmp_path / "mine")
+    own_exports.write_label_maps(tmp_path / "mine")
     for path in (tmp_path / "mine/labels").iterdir():
         values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), np.stack([values // 2, values, 255 - values], axis=-1))
     main([str(tmp_path / "mine"), "--conf", str(conf)])
     arguments = written(conf)["init_args"]
     assert arguments["encoding"] == "colors"
-    assert [c["color"] for c in arguments["vocabulary"]] == [[255, 0, 0], [254, 1, 0], [0, 255, 127]]
+    assert [c["color"] for c in arguments["vocabulary"]] == [[255, 0, 0], [254, 1, 0], [253, 2, 1], [0, 255, 127]]
 
 
 def test_parts_are_known_by_their_names(conf, tmp_path):
@@ -169,48 +146,20 @@ def test_what_is_not_recognised(conf, tmp_path):
         main([str(tmp_path / "mine"), "--conf", str(conf)])
 
 
-def train(form, conf, tmp_path, steps):
-    """The written experiment, trained with a tiny network; returns the run's folder."""
-    write(form, tmp_path / "mine")
+@pytest.mark.parametrize("form", ["voc", "cvat"])
+def test_trained_for_a_few_steps(form, conf, tmp_path):
+    own_exports.WRITERS[form](tmp_path / "mine")
     main([str(tmp_path / "mine"), "--conf", str(conf)])
     arguments = [
         "fit",
-        f"--config={conf / 'exp' / 'mine.yaml'}",
-        f"--runs={tmp_path / 'runs'}",
-        "--exp=mine",
-        "--run=test",
-        f"--data.root={tmp_path}",
-        "--data.batch_size=2",
-        "--data.num_workers=0",
-        "--trainer.accelerator=cpu",
-        "--trainer.devices=1",
-        f"--trainer.max_steps={steps}",
-        f"--trainer.val_check_interval={steps}",
+        *own_experiment("mine", conf, tmp_path),
+        "--trainer.val_check_interval=2",
+        "--trainer.max_steps=2",
         *SMALL,
     ]
     status = finish(start(arguments, tmp_path / "output"), 300)
     assert status == 0, (tmp_path / "output").read_text()[-3000:]
-    return tmp_path / "runs" / "mine" / "test"
-
-
-@pytest.mark.parametrize("form", ["voc", "cvat"])
-def test_trained_for_a_few_steps(form, conf, tmp_path):
-    run = train(form, conf, tmp_path, 2)
+    run = tmp_path / "runs" / "mine" / "test"
     assert list((run / "checkpoints").iterdir())
     if form == "cvat":
         assert "AP" in (run / "metrics.json").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_checked_trained_evaluated_and_predicted(form, conf, tmp_path):
-    from data_modules.inspection.check import main as data_check
-    from dataseg.cli.predict import main as predict
-
-    run = train(form, conf, tmp_path, 20)
-    config = [f"--config={conf / 'exp' / 'mine.yaml'}", "--exp=mine", f"--runs={tmp_path / 'runs'}"]
-    assert data_check([*config, f"--data.root={tmp_path}", "--data.num_workers=0"]) == 0
-    checkpoint = next((run / "checkpoints").glob("*.ckpt"))
-    images = next(path.parent for path in (tmp_path / "mine").rglob("*.jpg"))
-    assert predict(["--model", str(checkpoint), "--images", str(images), "--out", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").glob("*.jpg"))) or len(list((tmp_path / "out").glob("*.png")))
