@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 VERBS = {
     "fit": "dataseg.cli.co_training",
@@ -66,9 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _format = warnings.formatwarning
 
 
-def _format_warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """What is said to the user in one line; what is said to programmers with the line of code that it is about."""
-    return f"warning: {message}\n" if issubclass(category, UserWarning) else _format(message, category, *where)
+    if issubclass(category, UserWarning):
+        return f"warning: {message}\n"
+    return _format(message, category, filename, lineno, line)
 
 
 def usage() -> str:
