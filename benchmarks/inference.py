@@ -72,7 +72,9 @@ def make_theirs(model: str) -> nn.Module:
     eomt = EomtConfig(
         hidden_size=width, num_hidden_layers=12, num_attention_heads=heads, num_blocks=3, num_labels=CLASSES
     )
-    return EomtForUniversalSegmentation(eomt).eval()
+    theirs = EomtForUniversalSegmentation(eomt).eval()
+    theirs.attn_mask_probs.zero_()  # as after training: no query is masked
+    return theirs
 
 
 def make_ours(model: str, theirs: nn.Module) -> SegmentationNetwork:
