@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from dataseg.io.json_files import finite
 from dataseg.io.rle import RLE
 from dataseg.structures import UserError
 
@@ -69,11 +70,8 @@ def area_of(record: Mapping[str, Any], rle: RLE | None, box_area: float) -> floa
     stated = record.get("area")
     if not stated:
         return box_area if rle is None else float(coco_mask.area(rle))
-    try:
-        area = float(stated)
-    except (TypeError, ValueError, OverflowError):
-        area = np.nan
-    if not np.isfinite(area):
+    area = finite(stated)
+    if area is None:
         raise UserError(f"its area is not finite: area {stated!r:.60}: leave it out to have the mask's")
     return area
 

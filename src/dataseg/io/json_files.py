@@ -39,18 +39,24 @@ def field_of(record: dict[str, Any], key: str, where: str) -> Any:
     return record[key]
 
 
+def finite(value: Any) -> float | None:
+    """A value as a finite number; text of one, as some tools write it, is read too. None: it is not one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def number_of(record: dict[str, Any], key: str, where: str) -> float:
-    """A finite number; text of one, as some tools write it, is read too.
+    """A finite number, see `finite`.
 
     Raises:
         UserError: anything else.
     """
     value = field_of(record, key, where)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+    number = finite(value)
+    if number is None:
         raise UserError(f"{where}: {key} {value!r:.60} is not a finite number")
     return number
 

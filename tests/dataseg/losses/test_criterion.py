@@ -143,14 +143,20 @@ def normalizers(criterion, proposals, batch):
     return found[0]
 
 
-def test_batched_equals_single_and_the_average_over_ranks(toys):
-    """Four samples at once, one by one, and as two ranks whose normalisers are averaged: the same loss and gradient."""
+def four_at_once(toys):
+    """Criterion, batch, targets, proposals and their logits; loss and gradients of the four samples together."""
     criterion = Criterion(num_points=100, affinity_weight=0.5)
     batch, targets = toys.batch([SIZE] * 4, seeds=[5, 6, 7, 8]), some_targets(toys)
     proposals = toys.proposals(batch, 6, 5, layers=2)
     leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
     whole = criterion(proposals, having(batch, targets))
     grads = torch.autograd.grad(sum(whole.values()), leaves)
+    return criterion, batch, targets, proposals, leaves, whole, grads
+
+
+def test_batched_equals_single_and_the_average_over_ranks(toys):
+    """Four samples at once, one by one, and as two ranks whose normalisers are averaged: the same loss and gradient."""
+    criterion, batch, targets, proposals, leaves, whole, grads = four_at_once(toys)
     for shares in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[2], [0, 1, 3]]):
         parts = []
         for share in shares:
@@ -168,12 +174,7 @@ def test_batched_equals_single_and_the_average_over_ranks(toys):
 @pytest.mark.parametrize("shares", [[[0], [1], [2], [3]], [[0, 1], [2, 3]]])
 def test_the_mean_over_accumulated_batches_is_one_large_batch(toys, shares):
     """However unevenly segments are spread over them: 4, 3, none and 5."""
-    criterion = Criterion(num_points=100, affinity_weight=0.5)
-    batch, targets = toys.batch([SIZE] * 4, seeds=[5, 6, 7, 8]), some_targets(toys)
-    proposals = toys.proposals(batch, 6, 5, layers=2)
-    leaves = [tensor for p in proposals for tensor in (p.class_logits, p.mask_logits)]
-    whole = criterion(proposals, having(batch, targets))
-    grads = torch.autograd.grad(sum(whole.values()), leaves)
+    criterion, batch, targets, proposals, leaves, whole, grads = four_at_once(toys)
     parts = []
     for share in shares:
         part = toys.batch([SIZE] * len(share), seeds=[batch.seeds[i] for i in share])
