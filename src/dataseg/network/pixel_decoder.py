@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dataseg.network import recompute
 from dataseg.network.position_encoding import sine_position_encoding
 from dataseg.structures import UserError
 
@@ -193,10 +193,7 @@ class DeformablePixelDecoder(PixelDecoder):
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         levels = self._levels([(m.shape[2], m.shape[3]) for m in maps], like=tokens)
         for layer in self.layers:
-            if self._checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, levels, use_reentrant=False)
-            else:
-                tokens = layer(tokens, levels)
+            tokens = recompute.run(layer, tokens, levels, again=self._checkpointing and self.training)
 
         sizes = levels.sizes
         split = torch.split(tokens.transpose(1, 2), [h * w for h, w in sizes], dim=2)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dataseg.network import recompute
 from dataseg.network.base import mask_head
 from dataseg.network.pixel_decoder import NUM_LEVELS
 from dataseg.network.position_encoding import sine_position_encoding
@@ -119,10 +119,7 @@ class TransformerDecoder(nn.Module):
             level = index % NUM_LEVELS
             visible = visible_pixels(predictions[-1][1], (maps[level].shape[2], maps[level].shape[3]))
             inputs = queries, self.query_positions.weight, keys[level], values[level], visible
-            if self._checkpointing and self.training:
-                queries = checkpoint(layer, *inputs, use_reentrant=False)
-            else:
-                queries = layer(*inputs)
+            queries = recompute.run(layer, *inputs, again=self._checkpointing and self.training)
             predictions.append(self._predict(queries, mask_features))
         return predictions
 

@@ -7,15 +7,15 @@ N = tokens, D = width.
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import PatchEmbed  # type: ignore[attr-defined]
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dataseg.network import recompute
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from dataseg.network.backbones.timm_factory import create_model, probe_model
 from dataseg.structures import UserError
@@ -131,9 +131,7 @@ def _run_block(
     options: dict[str, Any] = {"attn_mask": visible}
     if rotary is not None:
         options["rope"] = rotary[index] if vit.rope_mixed else rotary  # mixed: one for each block
-    if again:
-        return cast(Tensor, checkpoint(block, tokens, use_reentrant=False, **options))
-    return block(tokens, **options)  # type: ignore[no-any-return]
+    return recompute.run(block, tokens, again=again, **options)
 
 
 def _without_head(name: str, vit: Any) -> Any:

@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import LayerNorm2d  # type: ignore[attr-defined]
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dataseg.network import recompute
 from dataseg.network.backbones.base import IMAGENET_MEAN, IMAGENET_STD, STRIDES, Backbone
 from dataseg.network.backbones.timm_factory import create_model, probe_model
 from dataseg.network.backbones.windows import crop, cut_windows, join_windows, pad_to_windows
@@ -88,10 +88,7 @@ class ViTDet(Backbone):
         position = F.interpolate(self.pos_embed, size=tokens.shape[-2:], mode="bicubic", align_corners=False)
         x = self.norm_pre((tokens + position).permute(0, 2, 3, 1))
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = recompute.run(block, x, again=self.checkpointing and self.training)
         return x.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
     def checkpoint_activations(self) -> None:
