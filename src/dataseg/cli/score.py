@@ -34,7 +34,12 @@ from dataseg.visualization.class_tables import confusion_markdown, per_class_mar
 
 @dataclass
 class Scores:
-    """Scores as fractions, their convention, and those of each class; see the metric's own documentation."""
+    """Scores as fractions, their convention, and those of each class; see the metric's own documentation.
+
+    Attributes:
+        unused: predicted images that the ground truth lacks.
+        unanswered: images of the ground truth without a prediction.
+    """
 
     values: dict[str, float]
     convention: dict[str, str]
@@ -43,6 +48,7 @@ class Scores:
     images: int
     confusion: Tensor | None = None
     unused: int = 0
+    unanswered: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Scores in percent (null where undefined), counts as they are."""
@@ -80,6 +86,7 @@ def score(task: Task, inputs: Inputs, progress: bool = False) -> Scores:
         len(image_ids),
         confusion=metric.confusion_matrix(),
         unused=len(set(predicted) - set(image_ids)),
+        unanswered=len(set(image_ids) - set(predicted)),
     )
 
 
@@ -95,6 +102,8 @@ def report(scores: Scores, console: Console, per_class: bool) -> None:
         console.print(f"  {name}: {text}", highlight=False)
     if scores.unused:
         console.print(f"  note: {scores.unused} predicted image(s) are not in the ground truth and were left out")
+    if scores.unanswered:
+        console.print(f"  note: {scores.unanswered} of {scores.images} images have no prediction in the file")
     if per_class:
         console.print(per_class_markdown(scores.per_class, scores.vocabulary.names), highlight=False, markup=False)
         if scores.confusion is not None:

@@ -63,7 +63,7 @@ def _prepare_instance(inputs: Inputs) -> Prepared:
     vocabulary = inputs.vocabulary or vocabulary_of(inputs.gt)
     truth = InstanceTruth(inputs.gt, vocabulary, inputs.gt_shift)
     results = InstanceResults(inputs.pred, vocabulary, truth.sizes, inputs.pred_shift)
-    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), ()
+    return vocabulary, truth.image_ids, lambda i: (results.load(i), truth.load(i)), list(results.records)
 
 
 def _prepare_semantic(inputs: Inputs) -> Prepared:

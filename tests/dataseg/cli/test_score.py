@@ -102,6 +102,7 @@ def test_instance(tmp_path, capsys):
     assert scores["mask_ap"] == pytest.approx(100)
     assert scores["mask_apl"] is None
     assert scores["images"] == 2
+    assert "1 of 2 images have no prediction in the file" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
