@@ -193,7 +193,12 @@ class CoTraining(LightningDataModule):
         resize = str(self.eval_transform)
         return {
             name: DatasetSpec(
-                vocabulary, tasks.get(name, ()), self.test_time_augmentation, areas.get(name, "stored"), resize
+                vocabulary,
+                tasks.get(name, ()),
+                self.test_time_augmentation,
+                areas.get(name, "stored"),
+                resize,
+                is_trained=name in self.train_readers,
             )
             for name, vocabulary in self.vocabularies.items()
         }

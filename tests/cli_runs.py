@@ -26,6 +26,7 @@ CONTEXT.set_forkserver_preload(["cli_runs", "dataseg.cli", "data_modules", "call
 
 SMALL = [
     "--model.network.init_args.backbone.init_args.name=test_convnext",
+    "--model.network.init_args.backbone.init_args.options={}",
     "--model.network.init_args.hidden_dim=32",
     "--model.network.init_args.num_queries=8",
     "--model.network.init_args.decoder_layers=2",

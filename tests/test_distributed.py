@@ -318,7 +318,8 @@ def test_an_unreadable_file_on_one_rank_ends_both(suite, single, tmp_path):
 
 
 def test_batch_norms_that_would_drift_apart_are_refused(suite, tmp_path):
-    free = ["--model.network.init_args.backbone.init_args.name=test_resnet", "--trainer.max_steps=1"]
+    backbone = "--model.network.init_args.backbone.init_args"
+    free = [f"{backbone}.name=test_resnet", f"{backbone}.options={{}}", "--trainer.max_steps=1"]
     args = [arguments(suite, tmp_path / "runs", tmp_path / f"trace.{r}", *free, *strategy("ddp")) for r in range(2)]
     codes = [finish(process) for process in start_ranks(args, tmp_path / "output")]
     assert codes == [1, 1]

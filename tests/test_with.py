@@ -136,6 +136,13 @@ def check_official_optimizer(cli, found, plain):
     assert found.terms[0] == plain.terms[0]
 
 
+def check_classifier_centered(cli, found, plain):
+    of_vocabulary = {spec.vocabulary.name: cli.model.classes(name) for name, spec in cli.datamodule.specs.items()}
+    center = torch.cat([classes.vectors for classes in of_vocabulary.values()]).mean(0)
+    torch.testing.assert_close(cli.model.network.classifier.center, center)
+    assert found.terms != plain.terms
+
+
 def check_classifier_learnt(cli, found, plain):
     vectors = {name: value for name, value in found.before.items() if ".class_vectors." in name}
     assert {name: len(value) for name, value in vectors.items()} == {

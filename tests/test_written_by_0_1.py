@@ -22,6 +22,7 @@ EXPECTED = json.loads((WRITTEN / "expected.json").read_text())
 SPEC = MiniSpec(seed=3, size=64, ade=(6, 4), coco=(8, 4), objects365=(8, 6))
 NETWORK = [
     "--model.network.init_args.decoder_layers=1",
+    "--model.network.init_args.backbone.init_args.name=test_convnext",
     '--model.network.init_args.backbone.init_args.options={"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}',
 ]
 

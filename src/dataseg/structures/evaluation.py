@@ -68,6 +68,7 @@ class DatasetSpec:
         views: how its semantic task looks at an image.
         areas: of its panoptic segments: "stored" as its files state them, or "recounted" in its maps.
         resize: how its evaluation images are resized, in words; stands beside its scores.
+        is_trained: whether it is trained on.
     """
 
     vocabulary: Vocabulary
@@ -75,3 +76,4 @@ class DatasetSpec:
     views: TestTimeAugmentation = TestTimeAugmentation()
     areas: Literal["stored", "recounted"] = "stored"
     resize: str = ""
+    is_trained: bool = True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -15,7 +16,7 @@ from dataseg.checkpoint.mask2former import load_published
 from dataseg.network import LinearClassifier, PerVocabularyClassifier, SegmentationNetwork, TextClassifier
 from dataseg.structures import ClassEmbeddings, DatasetSpec, UserError, Vocabulary
 
-ClassifierKind: TypeAlias = Literal["text", "learnt", "linear"]
+ClassifierKind: TypeAlias = Literal["text", "centered", "learnt", "linear"]
 BackgroundKind: TypeAlias = Literal["shared", "separate"]
 
 
@@ -73,6 +74,9 @@ def prepare(
     if weights is not None and own_run is None:
         rank_zero_info(str(load_published(network, weights, "linear" if classifier == "linear" else "drop")))
     vocabularies = list(dict.fromkeys(spec.vocabulary for spec in datasets.values()))
+    if classifier == "centered":
+        trained = dict.fromkeys(spec.vocabulary for spec in datasets.values() if spec.is_trained)
+        _text_classifier(network).center_on(torch.cat([text(vocabulary).vectors for vocabulary in trained]))
     if classifier == "learnt" or background == "separate":
         counts = {name: len(v) for name, v in _by_name(vocabularies).items()}
         network.classifier = PerVocabularyClassifier(
@@ -93,8 +97,8 @@ def prepare(
 def _text_classifier(network: SegmentationNetwork) -> TextClassifier:
     if not isinstance(network.classifier, TextClassifier):
         raise UserError(
-            "model.classifier=learnt and model.background=separate need a TextClassifier as the network's classifier,"
-            f" not {type(network.classifier).__name__}"
+            "model.classifier=learnt or centered and model.background=separate need a TextClassifier as the network's"
+            f" classifier, not {type(network.classifier).__name__}"
         )
     return network.classifier
 

@@ -75,9 +75,10 @@ class CoTrainedSegmenter(pl.LightningModule):
         postprocess: options of the three tasks' post-processing.
         weights: to start from, of the same architecture: a ``.ckpt`` of a run, or a published Mask2Former or EoMT, as a
             Hugging Face folder, a detectron2 ``.pkl`` or ``.pth`` file, or an EoMT's ``.bin`` file.
-        classifier: "learnt" has a learnt vector per class of each vocabulary in place of the text vectors; a vocabulary
-            that is never trained keeps its random start. "linear" keeps the class head of ``weights`` in place of the
-            text classifier: evaluates a published model as published, on the one dataset that it knows.
+        classifier: "centered" subtracts the mean of all trained vocabularies' text vectors from each. "learnt" has a
+            learnt vector per class of each vocabulary in place of the text vectors; a vocabulary that is never trained
+            keeps its random start. "linear" keeps the class head of ``weights`` in place of the text classifier:
+            evaluates a published model as published, on the one dataset that it knows.
         background: one learnt vector for all vocabularies, or one for each ("separate").
         merge: what MERGE is applied to before the loss. Predictions are merged in the mode of the semantic task's
             post-processing (``postprocess.semantic.merge``).

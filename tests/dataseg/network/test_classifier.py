@@ -154,3 +154,21 @@ def test_state_of_other_vocabularies():
             here.load_state_dict({name.removeprefix("net."): value for name, value in text.items()})
     assert here.align(text, "net.", to_train=True) == ["b", "c"]
     here.load_state_dict({name.removeprefix("net."): value for name, value in text.items()})
+
+
+def test_centred_vectors():
+    text, classes, queries = TextClassifier(8, 12), embeddings([1, 2, 1]), torch.randn(2, 4, 8)
+    others = embeddings([1] * 5).vectors
+    text.center_on(torch.cat([classes.vectors, others]))
+    mean = torch.cat([classes.vectors, others]).mean(0)
+    plain = TextClassifier(8, 12)
+    plain.load_state_dict({name: value for name, value in text.state_dict().items() if name != "center"})
+    centered = ClassEmbeddings(functional.normalize(classes.vectors - mean, dim=1), classes.class_index)
+    torch.testing.assert_close(text(queries, classes), plain(queries, centered))
+    found = classifier_for(TextClassifier(8, 12), text.state_dict())
+    found.load_state_dict(text.state_dict())
+    assert torch.equal(found(queries, classes), text(queries, classes))
+    learnt = PerVocabularyClassifier(text, {"a": 4}, ())
+    state = {f"net.{name}": value for name, value in text.state_dict().items()}
+    assert learnt.align(state, "net.", to_train=True) == ["a"]
+    learnt.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})

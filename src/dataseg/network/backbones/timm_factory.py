@@ -72,7 +72,9 @@ def probe_model(name: str, options: dict[str, Any]) -> Any:
         hint = f"did you mean one of {similar}?" if similar else "see timm.list_models()"
         raise UserError(f"backbone name {name!r} is not a timm model: {hint}") from error
     except TypeError as error:
-        raise UserError(f"backbone {name!r} does not take the options {options}: {error}") from error
+        raise UserError(
+            f"backbone {name!r} does not take the options {options}: {error}. Give it its own, or options={{}}"
+        ) from error
 
 
 def create_model(name: str, pretrained: bool, **options: Any) -> Any:

@@ -38,6 +38,7 @@ class PerVocabularyClassifier(TextClassifier):
         self.register_parameter("background", None if backgrounds else text.background)
         self.projection, self.log_scale = text.projection, text.log_scale
         self.max_log_scale, self.text_dim = text.max_log_scale, text.text_dim
+        self.register_buffer("center", None if classes else text.center)
         self.class_vectors = nn.ModuleDict()  # embeddings: no weight decay
         for name, count in classes.items():
             vectors = nn.Embedding(count, self.text_dim)
@@ -114,6 +115,8 @@ class PerVocabularyClassifier(TextClassifier):
                 del state[name]
             missing = {name: value for name, value in own.items() if name not in theirs}
             state.update(missing)
+            if kind == f"{CLASSES}.":
+                state.pop(f"{prefix}center", None)  # of text vectors, which these take the place of
             lacking |= {name.removeprefix(prefix).split(".")[1] for name in missing}
         return sorted(lacking)
 
@@ -122,9 +125,11 @@ def classifier_for(text: TextClassifier, state: Mapping[str, Tensor]) -> TextCla
     """The classifier that a state dict is of: ``text``, or one with parameters of the same vocabularies.
 
     Args:
-        text: gives the initial values; ``state`` is not loaded.
+        text: gives the initial values; ``state`` is not loaded. Centred if ``state`` is.
         state: of the classifier alone.
     """
+    if "center" in state:
+        text.center_on(torch.zeros(1, text.text_dim))
     parts = {name: name.split(".") for name in state}
     classes = {own[1]: len(state[name]) for name, own in parts.items() if own[0] == CLASSES}
     backgrounds = [own[1] for own in parts.values() if own[0] == BACKGROUNDS]

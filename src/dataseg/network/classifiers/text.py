@@ -6,6 +6,7 @@ Shape legend: Q = queries, D = hidden channels, T = width of the text space, S =
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -33,12 +34,17 @@ class TextClassifier(Classifier):
     A class with several names takes the best of them. The background is one learnt vector, the same for every
     vocabulary.
 
+    Attributes:
+        center: ``[T]``, see `center_on`; None = vectors are taken as they are.
+
     Args:
         hidden_dim: channels of the queries.
         text_dim: width of the text embeddings.
         temperature: to start from (CLIP's; arXiv 2103.00020, section 2.5).
         max_scale: bound of 1 / temperature, as CLIP has it.
     """
+
+    center: Tensor | None
 
     def __init__(self, hidden_dim: int, text_dim: int, temperature: float = 0.07, max_scale: float = 100.0) -> None:
         super().__init__()
@@ -48,6 +54,14 @@ class TextClassifier(Classifier):
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
         self.max_log_scale = math.log(max_scale)
         self.text_dim = text_dim
+        self.register_buffer("center", None)
+
+    def center_on(self, vectors: Tensor) -> None:
+        """Have the mean of ``[S, T]`` subtracted from every name's vector, which is then normalised again.
+
+        Vectors of one template lie close together: what they have in common tells no class from another.
+        """
+        self.register_buffer("center", vectors.mean(0))
 
     @property
     def reads_text(self) -> bool:
@@ -92,7 +106,9 @@ class TextClassifier(Classifier):
                 f"the classifier expects text embeddings of width {self.text_dim} (text_dim), but the"
                 f" vocabulary's have {classes.vectors.shape[1]}: set text_dim to that of the text encoder"
             )
-        return classes
+        if self.center is None:
+            return classes
+        return replace(classes, vectors=F.normalize(classes.vectors - self.center, dim=-1))
 
     def background_of(self, vocabulary: str) -> Tensor:
         """The background's vector for a vocabulary, ``[T]``."""
