@@ -15,7 +15,7 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoFile
 from data_modules.formats.reader import IndexedReader
-from dataseg.io.images import EncodedImage, open_image
+from dataseg.io.images import EncodedImage
 from dataseg.structures import Boxes, Target, Task
 
 
@@ -45,7 +45,7 @@ class BoxReader(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
+        image = self.open_image(self.image_path(row.file_name), row.size)
         return image, boxes_of(self.index, index)
 
 

@@ -16,7 +16,7 @@ from data_modules.annotation_index.table import Index
 from data_modules.formats.coco_style import CocoFile
 from data_modules.formats.painting import gives_of, painted, require_rest
 from data_modules.formats.reader import IndexedReader, Overlaps
-from dataseg.io.images import EncodedImage, open_image
+from dataseg.io.images import EncodedImage
 from dataseg.io.rle import mask_of
 from dataseg.structures import InstanceMasks, Target, Task
 
@@ -48,7 +48,7 @@ class InstanceReader(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
+        image = self.open_image(self.image_path(row.file_name), row.size)
         return image, painted(self, masks_of(self.index, index))
 
 

@@ -14,6 +14,7 @@ from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Crowds, IndexedReader, Orientation, TaskName
 from data_modules.layout import folder, locate
+from dataseg.io.bands import Bands
 from dataseg.io.paths import FileNames, inside
 from dataseg.structures import Task, UserError
 
@@ -30,6 +31,7 @@ class CocoStyle(IndexedReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other file to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        bands: of images of many bands or of fractions: which are seen, and which values are black and white.
         rest: what becomes of other classes than the vocabulary's; None = they are refused. Of maps, what their pixels
             are: "void", or one of its classes. Of boxes and masks: "background" leaves them out.
         crowds: "ignore" annotations that are marked iscrowd, as COCO's rules say, or "train" on them as on others.
@@ -45,11 +47,13 @@ class CocoStyle(IndexedReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        bands: Bands | None = None,
         rest: str | None = None,
         crowds: Crowds = "ignore",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.hold_out, self.orientation, self.rest, self.crowds = hold_out, orientation, rest, crowds
+        self.hold_out, self.orientation, self.bands = hold_out, orientation, bands
+        self.rest, self.crowds = rest, crowds
 
     def stated_classes(self) -> list[vocabularies.OwnClass]:
         return stated_categories(self._annotations)

@@ -18,8 +18,9 @@ from data_modules.annotation_index.table import Packed
 from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.reader import Orientation, Reader, TaskName
 from data_modules.layout import folder, locate
+from dataseg.io.bands import Bands
 from dataseg.io.id_map import Runs, UnknownLabelError, label_table, rows_of_labels
-from dataseg.io.images import MAX_LABELS, EncodedImage, color_codes, open_image, read_colors, read_labels
+from dataseg.io.images import MAX_LABELS, EncodedImage, color_codes, read_colors, read_labels
 from dataseg.io.paths import by_stem, list_files, list_images
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -85,7 +86,7 @@ class LabelMapReader(Reader):
         return [self.image_path(stem), self.labels_path(stem)]
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
-        image = open_image(self.image_path(self.image_id(index)), self.title, upright=self.upright)
+        image = self.open_image(self.image_path(self.image_id(index)))
         rows_HW, labels_K = self.load_labels(index, image.size)
         return image, SegmentMap(ids=torch.from_numpy(rows_HW), labels=torch.from_numpy(labels_K))
 
@@ -128,6 +129,7 @@ class LabelMaps(LabelMapReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        bands: of images of many bands or of fractions: which are seen, and which values are black and white.
         rest: what pixels of other classes than the vocabulary's are: "void", or one of its classes; None = they are
             refused.
         graded: the ids are grades, such as depths: neighbours in number may be neighbours in the picture. Else such
@@ -152,13 +154,14 @@ class LabelMaps(LabelMapReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        bands: Bands | None = None,
         rest: str | None = None,
         graded: bool = False,
         encoding: Encoding = "ids",
         ignore_colors: list[tuple[int, int, int]] | None = None,
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest, self.graded = orientation, rest, graded
+        self.orientation, self.bands, self.rest, self.graded = orientation, bands, rest, graded
         self.root, self.images, self.annotations = root, images, annotations
         self.ignore, self.offset = ignore, offset
         self.image_suffix, self.labels_suffix, self.hold_out = image_suffix, labels_suffix, hold_out

@@ -23,7 +23,8 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.painting import gives_of, painted, require_rest
 from data_modules.formats.reader import IndexedReader, Overlaps, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import EncodedImage, open_image
+from dataseg.io.bands import Bands
+from dataseg.io.images import EncodedImage
 from dataseg.io.paths import IMAGE_SUFFIXES, FileNames
 from dataseg.io.rle import encode_mask, mask_of
 from dataseg.structures import VOID, Target, Task, UserError
@@ -87,6 +88,7 @@ class LabellingTool(IndexedReader):
         tasks: evaluated tasks; training uses the first. Default: instance.
         names: which names the text encoder sees.
         hold_out: a part of the images, where the files know none.
+        bands: of images of many bands or of fractions: which are seen, and which values are black and white.
         rest: what becomes of objects of other classes than the vocabulary's; None = they are refused. Of boxes and
             masks: "background" leaves them out. For panoptic and semantic tasks a map is painted from the masks:
             "void", or a class of the vocabulary, stands for other classes and for pixels without an object, and must
@@ -109,12 +111,13 @@ class LabellingTool(IndexedReader):
         tasks: list[TaskName] | None = None,
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
+        bands: Bands | None = None,
         rest: str | None = None,
         overlaps: Overlaps = "smaller_on_top",
     ) -> None:
         self.gives = targets
         super().__init__(vocabulary, tasks, names)
-        self.rest, self.overlaps = rest, overlaps
+        self.bands, self.rest, self.overlaps = bands, rest, overlaps
         if targets == "masks":
             self.gives = gives_of(self.title, self.tasks)
         self.root, self.annotations, self.images, self.hold_out = root, annotations, images, hold_out
@@ -189,7 +192,7 @@ class LabellingTool(IndexedReader):
         for name, image in found.items():
             if self.hold_out is None or self.hold_out.keeps(name):
                 with self.record(image.where):
-                    size = image.size or open_image(self._images / name, self.title, upright=self.upright).size
+                    size = image.size or self.open_image(self._images / name).size
                     of_image.append((name, size, *self._rows(image, size)))
         if not of_image:
             raise UserError(f"{self.title}: {self._annotations} has no image{self._of_part()} in {self._images}")
@@ -284,7 +287,7 @@ class LabellingTool(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
+        image = self.open_image(self.image_path(row.file_name), row.size)
         if self.gives == "boxes":
             return image, boxes_of(self.index, index)
         return image, painted(self, masks_of(self.index, index))

@@ -17,7 +17,8 @@ from data_modules.formats.hold_out import HoldOut
 from data_modules.formats.painting import gives_of, painted
 from data_modules.formats.reader import IndexedReader, Orientation, Overlaps, TaskName
 from data_modules.layout import folder, locate
-from dataseg.io.images import EncodedImage, mask_values, open_image, read_mask
+from dataseg.io.bands import Bands
+from dataseg.io.images import EncodedImage, mask_values, read_mask
 from dataseg.io.paths import by_stem, list_images
 from dataseg.io.rle import encode_mask
 from dataseg.io.zip_archive import split
@@ -43,6 +44,7 @@ class MaskFolders(IndexedReader):
         names: which names the text encoder sees.
         hold_out: a part of the images, where there is no other folder to evaluate on.
         orientation: of images: "upright" or "stored", see `Reader`; None = by the vocabulary.
+        bands: of images of many bands or of fractions: which are seen, and which values are black and white.
         rest: what becomes of masks of other classes than the vocabulary's, see `data_modules.formats.CocoInstances`;
             without it, pixels without a mask are void in maps.
         overlaps: of painted masks: "later_on_top", in the order of their files' names, or "smaller_on_top".
@@ -65,11 +67,12 @@ class MaskFolders(IndexedReader):
         names: vocabularies.Names = "corrected",
         hold_out: HoldOut | None = None,
         orientation: Orientation | None = None,
+        bands: Bands | None = None,
         rest: str | None = None,
         overlaps: Overlaps = "later_on_top",
     ) -> None:
         super().__init__(vocabulary, tasks, names)
-        self.orientation, self.rest, self.overlaps = orientation, rest, overlaps
+        self.orientation, self.bands, self.rest, self.overlaps = orientation, bands, rest, overlaps
         self.root, self.images, self.masks = root, images, masks
         self.image_suffix, self.mask_suffix, self.hold_out = image_suffix, mask_suffix, hold_out
         self.gives = gives_of(self.title, self.tasks)
@@ -140,7 +143,7 @@ class MaskFolders(IndexedReader):
         return [*super().files(index), *(self._masks / name.decode() for name in self.index.packed(index, "file"))]
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
-        image = open_image(self.image_path(self.index.image(index).file_name), self.title, upright=self.upright)
+        image = self.open_image(self.image_path(self.index.image(index).file_name))
         labels = self.index.column(index, "label")
         files = self.index.packed(index, "file")
         masks = [read_mask(self._masks / file.decode(), self.title, image.size) for file in files]

@@ -21,7 +21,7 @@ from data_modules.annotation_index.table import BLOCK, ImageRow, image_batch
 from data_modules.formats.reader import IndexedReader, TaskName
 from dataseg.io.coco import crowd_of, id_of
 from dataseg.io.id_map import Runs, rows_of_colors
-from dataseg.io.images import EncodedImage, open_image, read_rgb_ids, size_of_record
+from dataseg.io.images import EncodedImage, read_rgb_ids, size_of_record
 from dataseg.io.paths import inside
 from dataseg.structures import VOID, SegmentMap, Target, Task, UserError
 
@@ -73,7 +73,7 @@ class PanopticReader(IndexedReader):
 
     def open(self, index: int) -> tuple[EncodedImage, Target]:
         row = self.index.image(index)
-        image = open_image(self.image_path(row.file_name), self.title, row.size, upright=self.upright)
+        image = self.open_image(self.image_path(row.file_name), row.size)
         labels_path = inside(self._labels, row.labels_name)
         colors = read_rgb_ids(labels_path, self.title, row.size)
         ids = self.index.column(index, "id")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from data_modules import vocabularies
 from data_modules.annotation_index.problems import OnProblem, raise_problem
 from data_modules.annotation_index.table import Index
+from dataseg.io.bands import Bands
 from dataseg.io.coco import named
-from dataseg.io.images import EncodedImage, ImageArray
+from dataseg.io.images import EncodedImage, ImageArray, open_image
 from dataseg.structures import VOID, Target, Task, UserError, Vocabulary
 
 TaskName = Literal["semantic", "panoptic", "instance"]
@@ -59,6 +60,7 @@ class Reader(ABC):
         counts: what `read` dropped or mended, e.g. ``{"duplicate_boxes": 3}``.
         orientation: of images: turned "upright" by their EXIF data, as labelling tools show them, or as "stored",
             which is what official annotations are drawn on; None = stored for shipped vocabularies, else upright.
+        bands: of images that do not say by themselves what is to be seen of them.
         areas: of panoptic segments: as the annotation file states them, or counted in the map.
         rest: what becomes of all that is of no class of the vocabulary, see `rest_label`.
         graded: whether neighbours in number may be neighbours in the picture, as grades are; else label maps whose
@@ -72,6 +74,7 @@ class Reader(ABC):
     default_tasks: ClassVar[tuple[Task, ...]]
     areas: Literal["stored", "recounted"] = "stored"
     orientation: Orientation | None = None
+    bands: Bands | None = None
     rest: str | None = None
     overlaps: Overlaps = "smaller_on_top"
     graded: bool = True
@@ -202,6 +205,10 @@ class Reader(ABC):
         Raises:
             UserError: an unreadable or inconsistent file; names the file and the dataset.
         """
+
+    def open_image(self, path: Path, size: tuple[int, int] | None = None) -> EncodedImage:
+        """An image of this dataset, turned and seen as configured; ``size`` is the one stated, see `open_image`."""
+        return open_image(path, self.title, size, self.upright, self.bands)
 
     def load(self, index: int) -> tuple[ImageArray, Target]:
         """`open`, with the image decoded: uint8 ``[H, W, 3]``, RGB."""

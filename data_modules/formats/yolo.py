@@ -10,7 +10,6 @@ import yaml
 
 from data_modules.formats.labelling_tool import LabelledImage, LabellingTool, Shape
 from data_modules.layout import MissingDataError, locate
-from dataseg.io.images import open_image
 from dataseg.io.paths import IMAGE_SUFFIXES, exists, walk
 from dataseg.io.text_files import read_text
 from dataseg.structures import UserError
@@ -98,10 +97,10 @@ class Yolo(LabellingTool):
             name = path.relative_to(self._images).as_posix()
             if not exists(file):
                 without += 1
-                yield LabelledImage([name], open_image(path, self.title, upright=self.upright).size, [], str(path))
+                yield LabelledImage([name], self.open_image(path).size, [], str(path))
                 continue
             with self.record(str(file)):
-                size = open_image(path, self.title, upright=self.upright).size
+                size = self.open_image(path).size
                 yield LabelledImage([name], size, list(self._shapes(file, size, by_number)), str(file))
         self.unused("images_without_a_label_file", without)
 

@@ -63,7 +63,7 @@ def examine(reader: Reader, index: int) -> Finding:
     if not is_shipped(reader.vocabulary) and (code := encoded.exif_orientation) > 1:
         what = "is turned upright by its" if reader.upright else "is not turned by its"
         found.append(Problem("warning", "EXIF orientation", f"{name} {what} EXIF orientation ({code})"))
-    if encoded.is_deep:
+    if encoded.bands is None and encoded.is_deep:
         message = f"{name}: its own lowest to highest value become 0 to 255, where it has 16 bits"
         found.append(Problem("warning", "more than 8 bits", message))
     return Finding(index, content.hexdigest(), found)

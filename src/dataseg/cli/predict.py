@@ -30,6 +30,7 @@ from dataseg.config.instantiate import instantiate
 from dataseg.deployment.from_run import predictor_of
 from dataseg.deployment.predictor import Predictor, load, vocabulary_of_names
 from dataseg.deployment.registry import PACKAGES
+from dataseg.io.bands import Bands
 from dataseg.io.images import open_image, write_png
 from dataseg.io.rle import encode_mask, rle_to_json
 from dataseg.prediction_files import write_json
@@ -53,6 +54,7 @@ def predict(
     out: Path,
     batch_size: int = 4,
     progress: bool = False,
+    bands: Bands | None = None,
 ) -> tuple[int, list[str]]:
     """Write a picture of each image as ``<out>/<name>.png``, then ``<out>/predictions.json``.
 
@@ -64,6 +66,7 @@ def predict(
         out: folder, made if it is missing.
         batch_size: images that are read at a time; those of one size go through the network together.
         progress: show a bar.
+        bands: what is seen of images that do not say so by themselves.
 
     Returns:
         Number of segments; and a message for each image that could not be read, which is left out.
@@ -78,7 +81,7 @@ def predict(
         pictures: dict[str, Any] = {}
         for name, path in part:
             try:
-                pictures[name] = open_image(path, upright=True).decode()
+                pictures[name] = open_image(path, upright=True, bands=bands).decode()
             except UserError as error:
                 problems.append(str(error))
         results = predictor(list(pictures.values()), vocabulary, task, batch_size=batch_size)
@@ -222,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
         "--task", choices=[t.value for t in Task], default=Task.PANOPTIC.value, help="default: panoptic"
     )
     parser.add_argument("--batch-size", type=int, default=4, help="images at a time; default: 4")
+    parser.add_argument("--bands", type=int, nargs="+", help="of images of many bands or of fractions: e.g. 4 3 2")
+    parser.add_argument("--value-range", type=float, nargs=2, help="of --bands: what is black and what is white")
     parser.add_argument("--encoder", help=ENCODER)
     parser.add_argument("--packages", nargs="*", default=[], help=PACKAGES)
     parser.add_argument("--device", help="default: a GPU if there is one")
@@ -239,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> list[str]:
     out: Path = options.out
     images, device = find_images(options.images, out), device_of(options.device)
+    if (options.bands is None) != (options.value_range is None):
+        raise UserError("--bands and --value-range go together: which bands are seen, and which values of them")
+    bands = Bands(options.bands, tuple(options.value_range)) if options.bands else None
     named = None
     if options.classes is not None:
         named = vocabulary_of_names(_split(options.classes), _split(options.stuff or ""))
@@ -249,7 +257,7 @@ def _run(options: argparse.Namespace) -> list[str]:
     predictor.classes(vocabulary)  # names without vectors are found before anything is written
     out.mkdir(parents=True, exist_ok=True)
     count, problems = predict(
-        predictor, images, vocabulary, Task(options.task), out, max(1, options.batch_size), sys.stderr.isatty()
+        predictor, images, vocabulary, Task(options.task), out, max(1, options.batch_size), sys.stderr.isatty(), bands
     )
     done = f"{len(images) - len(problems)} of {len(images)} images"
     print(f"{out / RESULT}: {options.task}, {count} segments in {done}, their pictures beside it")

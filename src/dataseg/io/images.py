@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dataseg.io.atomic import replacing
+from dataseg.io.bands import Bands, is_tiff, read_tiff, tiff_size
 from dataseg.io.paths import read_bytes
 from dataseg.structures import UserError
 
@@ -48,6 +49,9 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 _PNG_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # PNG's colour types, as kornia-rs names what it makes of them
+
+
+_CHOOSE = "say which bands and values are to be seen, bands: {select: [1, 2, 3], value_range: [0, 255]}"
 
 
 class Header(NamedTuple):
@@ -101,12 +105,14 @@ class EncodedImage:
         name: dataset and file, for messages.
         header: what the file's first bytes say.
         orientation: EXIF's, 1..8, by which it is turned; 1 = as it is stored.
+        bands: what is seen of it; None = what the file says.
     """
 
     content: bytes
     name: str
     header: Header
     orientation: int = 1
+    bands: Bands | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,13 +135,19 @@ class EncodedImage:
     def decode(self, reduced: tuple[int, int] | None = None) -> ImageArray:
         """Uint8 ``[H, W, 3]``, RGB. Of 16 bits, the file's own lowest to highest value become 0 to 255.
 
+        Without ``bands`` an image has 1, 3 or 4 bands of 8 or 16 bits.
+
         Args:
-            reduced: (H', W'), pixels: a JPEG more than twice as large is decoded at 1/2, 1/4 or 1/8 and comes in this
-                size, by the area average. All else comes in full.
+            reduced: (H', W'), pixels: a JPEG more than twice as large, without ``bands``, is decoded at 1/2, 1/4 or
+                1/8 and comes in this size, by the area average. All else comes in full.
 
         Raises:
-            UserError: it cannot be decoded, or has other than 1, 3 or 4 bands of 8 or 16 bits; names file and dataset.
+            UserError: it cannot be decoded, or has other bands; names file and dataset.
         """
+        image: NDArray[Any]
+        if self.bands is not None:
+            image = self.bands.rgb(_all_bands(self.content, self.name), self.name)
+            return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(image))
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         if reduced is None or self.header.kind != "JPEG":
             divisor, out = 1, self.header.size
@@ -144,7 +156,6 @@ class EncodedImage:
             # one pixel more than wanted: images of the wanted size are copied by cv2.resize, whatever the scale
             largest = min(have // (want + 1) for have, want in zip(self.header.size, out, strict=True))
             divisor = next((d for d in _REDUCED if d <= largest), 1)
-        image: NDArray[Any]
         if self.header.png_mode == "rgb":  # twice as fast as OpenCV
             image = _decode_png(self.content, self.name, self.header)
         elif self.is_deep:
@@ -165,7 +176,7 @@ def _eight_bits(values: NDArray[Any], what: str) -> ImageArray:
     if values.dtype not in (np.uint8, np.uint16) or bands not in (1, 3, 4):
         raise UserError(
             f"{what} has {bands} bands of {values.dtype} {values.min():g}..{values.max():g}; wanted are 1, 3 or 4"
-            " bands of 8 or 16 bits: write it so, with the bands and the range that are to be seen"
+            f" bands of 8 or 16 bits: {_CHOOSE}"
         )
     if values.dtype == np.uint16:
         low, high = int(values.min()), int(values.max())
@@ -175,7 +186,11 @@ def _eight_bits(values: NDArray[Any], what: str) -> ImageArray:
 
 
 def open_image(
-    path: Path | str, dataset: str = "", size: tuple[int, int] | None = None, upright: bool = False
+    path: Path | str,
+    dataset: str = "",
+    size: tuple[int, int] | None = None,
+    upright: bool = False,
+    bands: Bands | None = None,
 ) -> EncodedImage:
     """Read an image file and check its header and its end.
 
@@ -185,20 +200,25 @@ def open_image(
         size: (H, W) the annotation file states; None = do not compare.
         upright: turned as its EXIF orientation says, as viewers and labelling tools show it; else as it is stored,
             which is what COCO's annotations are drawn on.
+        bands: what is seen of it, if the file does not say so by itself.
 
     Raises:
         UserError: missing, truncated, too large, or of another size; names file and dataset.
     """
     path = Path(path)
-    return encoded_image(_content(path, dataset), _name(path, dataset), size, upright)
+    return encoded_image(_content(path, dataset), _name(path, dataset), size, upright, bands)
 
 
 def encoded_image(
-    content: bytes, what: str, size: tuple[int, int] | None = None, upright: bool = False
+    content: bytes,
+    what: str,
+    size: tuple[int, int] | None = None,
+    upright: bool = False,
+    bands: Bands | None = None,
 ) -> EncodedImage:
     """`open_image` of a file's bytes; ``what`` names it in messages."""
-    header = _checked(content, what)
-    image = EncodedImage(content, what, header, _orientation(content, what, header.kind) if upright else 1)
+    header = _checked(content, what, bands is not None)
+    image = EncodedImage(content, what, header, _orientation(content, what, header.kind) if upright else 1, bands)
     if size is not None and image.size != tuple(size):
         raise UserError(
             f"{what} is {image.size[0]} x {image.size[1]} (rows x columns), "
@@ -364,9 +384,11 @@ def _decode_channels(content: bytes, what: str, size: tuple[int, int] | None, in
     return values // header.grey_step if header.grey_step > 1 else values
 
 
-def _checked(content: bytes, what: str) -> Header:
+def _checked(content: bytes, what: str, any_bands: bool = False) -> Header:
     """The header, after the file's end and size were looked at."""
     header = read_header(content)
+    if header is None and any_bands and is_tiff(content):
+        header = Header("TIFF", tiff_size(content, what), is_palette=False, is_complete=True)
     if header is None:
         header = _with_pillow(content, what, _pillow_header)
     rows, columns = header.size
@@ -379,6 +401,14 @@ def _checked(content: bytes, what: str) -> Header:
     if not header.is_complete:
         _with_pillow(content, what, lambda i: i.load())  # it raises where OpenCV fills up with grey
     return header
+
+
+def _all_bands(content: bytes, what: str) -> NDArray[Any]:
+    """``[H, W, N]`` in the file's order and type."""
+    if is_tiff(content):
+        return read_tiff(content, what)
+    values = _decode(content, what, cv2.IMREAD_UNCHANGED)
+    return values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values[..., None]
 
 
 def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
@@ -445,8 +475,7 @@ def _kind_of(content: bytes) -> str:
     starts = {
         b"version https://git-lfs": "a pointer of Git LFS: run git lfs pull",
         b"<": "a web page or XML",
-        b"II*\0": "a TIFF of many bands or of fractions: write 1, 3 or 4 bands of 8 or 16 bits",
-        b"MM\0*": "a TIFF of many bands or of fractions: write 1, 3 or 4 bands of 8 or 16 bits",
+        **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), f"a TIFF of many bands or of fractions: {_CHOOSE}"),
     }
     found = next((what for start, what in starts.items() if content.lstrip().startswith(start)), "of no known format")
     return found if content else "an empty file"

@@ -5,12 +5,15 @@ import json
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from own_exports import write_labelme
 from PIL import Image
 
 from data_modules.formats import CocoBoxes, CocoInstances, CocoPanoptic, LabelMaps, Labelme, MaskFolders, Yolo
+from data_modules.formats.reader import Reader
 from data_modules.vocabularies import OwnClass, resolve
+from dataseg.config.instantiate import instantiate
 from dataseg.structures import VOID, InstanceMasks, UserError, Vocabulary
 
 ROWS, COLUMNS = 40, 60
@@ -283,3 +286,18 @@ def test_yolo_with_a_list_of_names_alone(names, tmp_path):
     assert reader.vocabulary.names == ["bolt", "crack"]
     target = reader.load(0)[1]
     assert (target.labels.tolist(), target.xyxy.tolist()) == ([1], [[5, 3, 15, 7]])
+
+
+def test_bands_are_chosen_in_the_configuration(tmp_path):
+    values = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    for folder in ("photos", "labels"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "photos" / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    Image.fromarray(np.ones((4, 5), np.uint8)).save(tmp_path / "labels" / "a.png")
+    place = {"root": ".", "images": "photos", "annotations": "labels", "vocabulary": "ade20k_150"}
+    init = place | {"bands": {"select": [6, 1, 2], "value_range": [0, 255]}}
+    reader = instantiate(Reader, {"class_path": "data_modules.formats.LabelMaps", "init_args": init}, "x")
+    image, _ = set_up(reader, tmp_path).load(0)
+    assert (image == values[..., [5, 0, 1]]).all()
+    with pytest.raises(UserError, match=r"a\.tif is not a readable image \(a TIFF of many bands .*value_range"):
+        set_up(LabelMaps(**place), tmp_path).load(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from pycocotools import mask as mask_tools
@@ -116,6 +117,19 @@ def test_broken_images_are_named_and_skipped(model, photos, tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [record["file_name"] for record in content["images"]] == ["a.png", "more/a.JPG"]
     assert not list((tmp_path / "out").glob("[bc]*"))
+
+
+def test_images_of_many_bands(model, tmp_path):
+    values = np.random.default_rng(0).random((40, 60, 5)).astype(np.float32) * 3000
+    (tmp_path / "photos").mkdir()
+    tifffile.imwrite(tmp_path / "photos" / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    written = [np.rint(values[..., band] / 3000 * 255).astype(np.uint8) for band in (3, 2, 1)]
+    out, of_model = tmp_path / "out", ("--model", model, "--dataset", "home")
+    chosen = ("--bands", 4, 3, 2, "--value-range", 0, 3000)
+    assert run(*of_model, "--images", tmp_path / "photos", "--out", out, *chosen) == 0
+    (record,) = json.loads((out / "predictions.json").read_text())["images"]
+    segments = dataseg.load(model)(np.dstack(written), "home", "panoptic")
+    assert [found["area"] for found in record["segments"]] == [int(mask.sum()) for mask in masks_of(segments)]
 
 
 def test_pictures_are_not_predicted_on(model, photos, capsys):
