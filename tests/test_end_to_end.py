@@ -223,7 +223,7 @@ def test_resuming_with_other_settings_names_them_and_keeps_the_old(run, suite, t
     with pytest.warns(UserWarning, match="going on with other settings than before") as told:
         co_training.run(arguments("fit", suite, tmp_path, *more))
     text = next(str(w.message) for w in told if "going on" in str(w.message))
-    for words in ("seed_everything 3, was 0", "model.optimization.lr 0.25, was 0.0005", "trainer.max_steps 10, was 9"):
+    for words in ("seed_everything 3, was 0", "model.optimization.lr 0.25, was 0.001", "trainer.max_steps 10, was 9"):
         assert words in text
     assert "data.root" not in text
     assert (own / "config.until_step_9.yaml").read_text() == before
