@@ -44,7 +44,7 @@ class CoTraining(LightningDataModule):
     """Takes every optimisation step's whole batch from one dataset, drawn with fixed sampling ratios.
 
     ``training_step`` receives a dict by dataset name in which one entry is a `Batch` and the others are None; in
-    mixed mode, all are batches. Evaluation batches are plain `Batch` records, one loader per name in `val_names`.
+    mixed mode, all are batches. Evaluation batches are plain `Batch` records, one loader per name in `tasks`.
 
     Args:
         train: readers to train on, by dataset name. Those without a ratio above 0 are not even looked for on disk.
@@ -204,19 +204,9 @@ class CoTraining(LightningDataModule):
         }
 
     @property
-    def train_tasks(self) -> dict[str, Task]:
-        """Task of each trained dataset."""
-        return {name: reader.tasks[0] for name, reader in self.train_readers.items()}
-
-    @property
     def tasks(self) -> dict[str, list[Task]]:
-        """Tasks each evaluation set is scored by."""
+        """Tasks each evaluation set is scored by, in the order of the loaders."""
         return {name: list(reader.tasks) for name, reader in self.val_readers.items()}
-
-    @property
-    def val_names(self) -> list[str]:
-        """Names of the evaluation sets, in the order of the loaders."""
-        return list(self.val_readers)
 
     # ------------------------------------------------------------------------------------------ Lightning
 

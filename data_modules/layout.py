@@ -41,11 +41,6 @@ class MissingDataError(Exception):
         places = "\n".join(f"    {self._line(paths)}" for paths in self.missing)
         super().__init__(f"{dataset}: looked for\n{places}\n  get it from {source}")
 
-    @property
-    def looked_for(self) -> list[Path]:
-        """Every path that would have done."""
-        return [path for paths in self.missing for path in paths]
-
     @staticmethod
     def _line(paths: Sequence[Path]) -> str:
         outside_archives = [str(path) for path in paths if ".zip/" not in str(path)]

@@ -95,7 +95,7 @@ def test_experiment(path: Path):
     data = build("data", config.data)
     assert isinstance(data, CoTraining)
     assert set(data.train_readers) == set(data.ratios)
-    assert data.val_names
+    assert data.tasks
     assert config.trainer.max_steps > 0
     callbacks = build("callbacks", config.trainer.callbacks)
     assert len(callbacks) > 5
@@ -143,8 +143,8 @@ def test_evaluation_overlay_names_every_set_of_the_experiment(path: Path):
     experiment = CONF / "exp" / ("mini_all.yaml" if path.stem == "mini_all" else "r50_all.yaml")
     plain, overlaid = (build("data", parse([experiment, *more]).config.data) for more in ([], [path]))
     overlaid.missing = "stop"  # on all, whatever this disk holds
-    assert set(plain.val_names) < set(overlaid.val_names)
-    assert {name: overlaid.vocabularies[name] for name in plain.val_names} == plain.vocabularies
+    assert set(plain.tasks) < set(overlaid.tasks)
+    assert {name: overlaid.vocabularies[name] for name in plain.tasks} == plain.vocabularies
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_evaluation_gives_each_image_once_and_marks_padding(fake_root):
     }
     data = make(fake_root, train={}, ratios={}, val=val)
     data.setup("validate")
-    assert data.val_names == list(val)
+    assert list(data.tasks) == list(val)
     assert data.tasks["coco"] == [Task.PANOPTIC, Task.SEMANTIC]
     for world_size in (1, 2, 4):
         seen: list[str] = []
@@ -322,7 +322,7 @@ def test_only_data_sets_with_a_ratio_are_touched(fake_root):
     train = {"coco": CocoPanoptic(), "elsewhere": CocoPanoptic(root="nowhere")}
     data = make(fake_root, train=train, ratios={"coco": 1, "elsewhere": 0})
     data.setup("fit")
-    assert list(data.train_tasks) == ["coco"]
+    assert list(data.train_readers) == ["coco"]
     assert set(data.vocabularies) == {"coco"}
 
 
@@ -334,7 +334,7 @@ def evaluation_sets(**changes):
 def test_evaluation_sets_that_are_not_there_are_skipped(tmp_path, caplog):
     write_ade(tmp_path, split="validation")
     data = make(tmp_path, **evaluation_sets())
-    assert data.val_names == list(data.specs) == list(data.tasks) == ["ade"]  # the network is built by these
+    assert list(data.specs) == list(data.tasks) == ["ade"]  # the network is built by these
     assert not caplog.records
     data.require_files("validate")
     data.setup("validate")
@@ -366,7 +366,7 @@ def test_mini_sets_are_made_before_any_is_found_missing(tmp_path):
     spec = MiniSpec(size=32, ade=(1, 1), coco=(1, 1), objects365=(1, 1), open=1)
     val = {"ade": AdeSemantic(split="validation", vocabulary="mini_ade"), "other": CocoPanoptic(root="elsewhere")}
     data = make(tmp_path / "mini_suite", train={}, ratios={}, val=val, missing="skip", mini=spec)
-    assert data.val_names == ["ade"]
+    assert list(data.tasks) == ["ade"]
 
 
 def test_missing_data_sets_are_reported_together(tmp_path):

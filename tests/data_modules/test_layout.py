@@ -44,7 +44,7 @@ def test_everything_missing_is_named(tmp_path, kind):
     base = tmp_path / reader.root
     with pytest.raises(MissingDataError, match="get it from http") as nowhere:
         reader.locate(tmp_path)
-    assert {base / name for name in names} <= set(nowhere.value.looked_for)
+    assert {base / name for name in names} <= {path for paths in nowhere.value.missing for path in paths}
     assert all(str(base / name) in str(nowhere.value) for name in names)
     for present in names:
         shutil.rmtree(base, ignore_errors=True)

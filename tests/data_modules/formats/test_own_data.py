@@ -106,7 +106,7 @@ def test_one_yaml_file_is_all_it_takes(tmp_path):
     data = parser.instantiate(config).data
     data.setup("fit")
     assert data.vocabularies["mine"].names == ["person", "rug", "cat"]
-    assert data.train_tasks == {"mine": Task.PANOPTIC}
+    assert data.train_readers["mine"].tasks[0] is Task.PANOPTIC
     reader = data.val_readers["mine"]
     assert len(reader) == 6
     assert sorted(reader.vocabulary.names[k] for k in reader.load(1)[1].labels) == ["cat", "person", "person", "rug"]

@@ -102,7 +102,7 @@ def test_predicts_as_the_evaluation_does(exported, base, checkpoint):
     run = co_training.run(arguments("validate", base, f"--ckpt_path={checkpoint}", "--exp=again"))
     model = dataseg.load(exported)
     compared = 0
-    for name, loader in zip(run.datamodule.val_names, run.datamodule.val_dataloader(), strict=True):
+    for name, loader in zip(run.datamodule.tasks, run.datamodule.val_dataloader(), strict=True):
         reader = run.datamodule.val_readers[name]
         for batch in loader:
             image = reader.load(reader_index(reader, batch.image_ids[0]))[0]
