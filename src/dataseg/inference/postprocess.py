@@ -102,7 +102,7 @@ def semantic_of_views(
 ) -> SegmentMap:
     """As `semantic`, from the weighted sum of several views' scores (see `merged_strips`)."""
     strips = merged_strips(views, options.merge, options.resize, strip_elements)
-    classes_HW = torch.cat([scores_CrW.argmax(0).int() for _, scores_CrW in strips])
+    classes_HW = torch.cat([_row_of_largest(scores_CrW) for _, scores_CrW in strips])
     present = torch.bincount(classes_HW.flatten()) > 0
     table = (torch.cumsum(present, 0) - 1).int()
     return SegmentMap(ids=table[classes_HW], labels=present.nonzero()[:, 0])
@@ -143,15 +143,26 @@ def panoptic(
     areas_3G = torch.zeros(3, count, dtype=torch.int64, device=ids_HW.device)  # won, own mask, both
     for rows, logits_GrW in strips(geometry, mask_logits_Qhw[confident], strip_elements):
         masks_GrW = logits_GrW.sigmoid()
-        winner_rW = (masks_GrW * scores_G[:, None, None]).argmax(0)
-        inside_rW = masks_GrW.gather(0, winner_rW[None])[0] >= options.mask_threshold
+        winner_rW = _row_of_largest(masks_GrW * scores_G[:, None, None])
+        inside_rW = masks_GrW.gather(0, winner_rW[None].long())[0] >= options.mask_threshold
         areas_3G[0] += torch.bincount(winner_rW.flatten(), minlength=count)
         areas_3G[1] += (masks_GrW >= options.mask_threshold).sum((1, 2))
         areas_3G[2] += torch.bincount(winner_rW[inside_rW], minlength=count)
-        ids_HW[rows] = torch.where(inside_rW, winner_rW, VOID).int()
+        ids_HW[rows] = torch.where(inside_rW, winner_rW, VOID)
     won_G, own_G, both_G = areas_3G
     kept = (both_G > 0) & (won_G / own_G.clamp(min=1) >= options.overlap_threshold)
     return _merge_stuff(ids_HW, kept, labels_G, scores_G, is_thing)
+
+
+def _row_of_largest(values_Nrc: Tensor) -> Tensor:
+    """Which of N is largest at each pixel, the first of equals, int32 ``[r, c]``.
+
+    As ``argmax(0)``, which takes 2 to 7 times as long on a CPU: along the first axis it is not vectorised.
+    """
+    count = len(values_Nrc)
+    places_N11 = torch.arange(count, 0, -1, dtype=torch.int32, device=values_Nrc.device)[:, None, None]
+    found_rc = count - (values_Nrc >= values_Nrc.amax(0)).int().mul_(places_N11).amax(0)
+    return found_rc.clamp_(max=count - 1)  # of NaN, nothing is largest
 
 
 def _merge_stuff(ids_HW: Tensor, kept: Tensor, labels_G: Tensor, scores_G: Tensor, is_thing: Tensor) -> SegmentMap:

@@ -17,6 +17,7 @@ from dataseg.inference.postprocess import (
     InstanceOptions,
     PanopticOptions,
     PostProcessor,
+    _row_of_largest,
     instance,
     panoptic,
     semantic,
@@ -277,3 +278,12 @@ def test_memory_is_bounded_for_twenty_megapixels_and_459_classes(task):
     output = subprocess.run(run, capture_output=True, text=True, check=True, timeout=1200).stdout
     assert output.startswith("(4000, 5000)")
     assert float(output.split()[-1]) < 1200, "MiB above the network's own output"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 1000))
+def test_the_first_of_the_largest_wins(count, seed):
+    values = torch.randint(-2, 3, (count, 5, 7), generator=torch.Generator().manual_seed(seed)).float()
+    found = _row_of_largest(values)
+    assert found.dtype == torch.int32
+    assert np.array_equal(found.numpy(), values.numpy().argmax(0))
