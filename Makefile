@@ -66,7 +66,7 @@ $(VENV)/.cluster: $(READY)
 setup: $(READY) ## the virtual environment, once
 
 test: setup ## the fast tests
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup ## the slow tests, alone
 	$(PY) -m pytest -m slow $(ARGS)

@@ -127,7 +127,7 @@ def test_ranks_share_validation_and_agree_with_one(ddp, suite, tmp_path):
     assert alone["per_class"] == shared["per_class"]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     """What a step leaves out of its vocabularies, and groups that differ from rank to rank, hold nobody up."""
     overlays = ("classifier_learnt", "background_separate", "merge_predictions")
@@ -140,7 +140,7 @@ def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     assert_same_gradient(alone, together)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_the_encoder_only_network(suite, tmp_path, name):
     """The same queries are masked on all ranks; no drop path, which each rank draws for itself."""
     vit = "--model.network.init_args.backbone.init_args.options={embed_dim: 32, depth: 4, num_heads: 2}"
@@ -227,6 +227,7 @@ def test_from_two_ranks_to_one(suite, single, tmp_path):
     assert_same_weights(weights(single), weights(tmp_path))
 
 
+@pytest.mark.slow
 def test_three_ranks_then_two_then_one_take_the_same_samples(suite, tmp_path):
     """As after losing nodes: each goes on from the checkpoint of the one before."""
     options = ["--data.batch_size=6", "--trainer.limit_val_batches=0", "--resume=auto"]
@@ -363,6 +364,7 @@ def test_launched_processes_stop_and_resume_together(suite, tmp_path, launcher):
     assert {entry["step"] for entry in steps(tmp_path / "trace")} == set(range(1, 41))
 
 
+@pytest.mark.slow
 def test_files_of_one_process_and_of_sharded_ones_are_alike(suite, single, tmp_path):
     sharded = [*strategy("fsdp"), "--trainer.strategy.save_distributed_checkpoint=false"]
     source = files.step_path(checkpoint(single).parent, 5)

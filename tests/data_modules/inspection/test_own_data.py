@@ -146,7 +146,7 @@ def test_what_is_not_recognised(conf, tmp_path):
         main([str(tmp_path / "mine"), "--conf", str(conf)])
 
 
-@pytest.mark.parametrize("form", ["voc", "cvat"])
+@pytest.mark.parametrize("form", [pytest.param("voc", marks=pytest.mark.slow), "cvat"])
 def test_trained_for_a_few_steps(form, conf, tmp_path):
     own_exports.WRITERS[form](tmp_path / "mine")
     main([str(tmp_path / "mine"), "--conf", str(conf)])

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -245,7 +246,10 @@ def test_wrong_images_are_one_message(path, picture, tmp_path):
         model(picture / 255, "home")
     with pytest.raises(UserError, match="not a readable image"):
         model(text, "home")
-    Image.new("1", (2**16, 2**15)).save(tmp_path / "huge.png")
+    Image.new("1", (1, 1)).save(tmp_path / "huge.png")
+    content = bytearray((tmp_path / "huge.png").read_bytes())
+    content[16:24] = struct.pack(">II", 2**16, 2**15)  # as its header states
+    (tmp_path / "huge.png").write_bytes(content)
     with pytest.raises(UserError, match=r"huge\.png is not a readable image"):  # more pixels than OpenCV takes
         model(tmp_path / "huge.png", "home")
     with pytest.raises(UserError, match="cannot be read"):

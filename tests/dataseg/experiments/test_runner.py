@@ -162,7 +162,7 @@ def run_stand_in(script: Path, arguments: list[str]) -> int:
     return subprocess.run([sys.executable, script, *arguments], check=False).returncode
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("broken", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_suite_is_handed_to_a_cluster(suite, tmp_path, stand_in, broken):
     """The stand-in for SLURM that submitit has for one machine."""
     pytest.importorskip("submitit")
@@ -203,7 +203,7 @@ Runner(suite, ThisMachine(1)).run(jobs_of(suite, 2, here / "runs", (), Path(sys.
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_it_goes_on(suite, tmp_path, stand_in, number):
     """The run in hand outlives a SIGKILL of its runner, and is not started twice; SIGTERM stops it too."""
     folder = tmp_path / "runs" / "tiny"

@@ -102,7 +102,7 @@ def _load_all(reader, results):
             results.put(int(reader.load(i)[0].sum()))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_share_an_open_archive(tmp_path, method):
     base = write_coco(tmp_path, 3)
     pack(base / "train2017", base / "train2017.zip")

@@ -21,9 +21,8 @@ class WithVocabulary(nn.Module):
         return result.class_logits, result.mask_logits
 
 
-@pytest.mark.parametrize(
-    "backbone", [name if name == "resnet" else pytest.param(name, marks=pytest.mark.slow) for name in tiny.BACKBONES]
-)
+@pytest.mark.slow  # fast: of the same network, with all that makes a model of it, deployment/test_traced.py
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
 @torch.no_grad()
 def test_export_with_dynamic_batch_and_size(backbone):
     network = tiny.network(backbone, decoder_layers=1)
