@@ -103,6 +103,8 @@ class RunRecord(pl.Callback):
                 "confusion": {dataset: matrix.tolist() for dataset, matrix in evaluation.confusion.items()},
             }
             _write(self._file, content)
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._print_table(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = trainer.log_dir  # asked on every rank, as above
@@ -110,10 +112,6 @@ class RunRecord(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print_table(trainer)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._print_table(trainer)
 
     def _print_table(self, trainer: pl.Trainer) -> None:
         evaluation = Evaluation.of(trainer)
