@@ -244,7 +244,7 @@ def missing_file(bench: Bench) -> bool:
     if dataset == "ade" or (dataset == "coco" and bench.rng.random() < 0.5):  # ADE20k is the images that are there
         path = labels_of(suite, dataset, image_id)
     path.unlink()
-    return stops_or_skips(bench, suite, path.name, TITLES[dataset], at_once=dataset == "ade")
+    return stops_or_skips(bench, suite, path.stem, TITLES[dataset], at_once=dataset == "ade")
 
 
 def map_of_another_size(bench: Bench) -> bool:

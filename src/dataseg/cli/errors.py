@@ -24,6 +24,7 @@ _PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionErr
 
 def exit_status(verb: Callable[[], int]) -> int:
     """Run a verb and return the status to exit with; an error that the user can mend goes to stderr."""
+    sys.unraisablehook = _tell_ignored
     try:
         return verb()
     except KeyboardInterrupt:
@@ -35,6 +36,17 @@ def exit_status(verb: Callable[[], int]) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _tell_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    """PyTorch's signal handler tells of a loading process that was killed, wherever the program is just then.
+
+    If that is where Python can raise nothing, the next sample that is missed ends the run.
+    """
+    if ignored.exc_value is not None and loading_process_died(ignored.exc_value):
+        print(f"warning: {ignored.exc_value}", file=sys.stderr)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def message_of(error: BaseException) -> str | None:

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dataseg.cli import merge_shards
 from dataseg.cli.__main__ import VERBS, main
+from dataseg.cli.errors import exit_status
 from dataseg.structures import UserError
 
 
@@ -89,3 +90,23 @@ def test_warnings_to_the_user_are_one_line(monkeypatch):
     assert main(["merge-shards"]) == 0
     assert warnings.formatwarning("what to know", UserWarning, "file.py", 3) == "warning: what to know\n"
     assert "file.py:3" in warnings.formatwarning("old name", DeprecationWarning, "file.py", 3)
+
+
+def test_a_killed_loading_process_is_told_in_a_line_even_where_nothing_can_be_raised(capsys, monkeypatch):
+    class Late:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    def verb() -> int:
+        Late("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        Late("another mistake")
+        return 0
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    assert exit_status(verb) == 0
+    told, _, other = capsys.readouterr().err.partition("Exception ignored")
+    assert told == "warning: DataLoader worker (pid 7) is killed by signal: Killed. \n"
+    assert "RuntimeError: another mistake" in other
