@@ -30,7 +30,7 @@ def first_step(suite, folder, parts, *options):
     [(["--data.batch_size=4"], 4), (["--data.batch_size=18", "--data.mixed=true"], 2)],
     ids=["one dataset", "mixed"],
 )
-@pytest.mark.parametrize("merge", ["targets", "predictions"])
+@pytest.mark.parametrize("merge", ["targets", pytest.param("predictions", marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_one_large_batch(suite, tmp_path, options, parts, merge):
     options = [*options, f"--model.merge={merge}"]
     loss, gradient = first_step(suite, tmp_path / "whole", 1, *options)

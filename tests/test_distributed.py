@@ -290,7 +290,7 @@ def test_a_damaged_sharded_checkpoint_is_noticed(fsdp, tmp_path):
 # ------------------------------------------------------------------------------------------------ one rank's fault
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_what_is_not_finite_on_one_rank_stops_both(suite, tmp_path, name):
     spoil = {"step": 2, "parameter": "network.classifier.background", "rank": 1}
     extra = "--trainer.callbacks+=" + json.dumps({"class_path": "cli_runs.Spoil", "init_args": spoil})
