@@ -18,6 +18,9 @@ from dataseg.structures import UserError
 
 T = TypeVar("T")
 
+TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
+"""First bytes of TIFF and BigTIFF files."""
+
 
 @dataclass(frozen=True)
 class Bands:
@@ -57,7 +60,7 @@ class Bands:
 
 def is_tiff(content: bytes) -> bool:
     """Whether a file begins as TIFF and BigTIFF files do."""
-    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return content.startswith(TIFF_STARTS)
 
 
 def tiff_size(content: bytes, what: str) -> tuple[int, int]:

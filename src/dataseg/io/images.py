@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dataseg.io.atomic import replacing
-from dataseg.io.bands import Bands, is_tiff, read_tiff, tiff_size
+from dataseg.io.bands import TIFF_STARTS, Bands, is_tiff, read_tiff, tiff_size
 from dataseg.io.paths import read_bytes
 from dataseg.structures import UserError
 
@@ -378,10 +378,8 @@ def _decode_channels(content: bytes, what: str, size: tuple[int, int] | None, in
     if header.png_mode:  # three times as fast as OpenCV, whose zlib takes most of its time
         values = _decode_png(content, what, header)
         return values[..., 0] if header.png_mode == "mono" else values
-    values = _decode(content, what, cv2.IMREAD_UNCHANGED)
-    if values.ndim == 3:
-        return values[..., [2, 1, 0, 3][: values.shape[2]]]
-    return values // header.grey_step if header.grey_step > 1 else values
+    values = _decode_unchanged(content, what)
+    return values // header.grey_step if values.ndim == 2 and header.grey_step > 1 else values
 
 
 def _checked(content: bytes, what: str, any_bands: bool = False) -> Header:
@@ -407,8 +405,14 @@ def _all_bands(content: bytes, what: str) -> NDArray[Any]:
     """``[H, W, N]`` in the file's order and type."""
     if is_tiff(content):
         return read_tiff(content, what)
+    values = _decode_unchanged(content, what)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _decode_unchanged(content: bytes, what: str) -> NDArray[Any]:
+    """``[H, W]``, or RGB or RGBA ``[H, W, 3 or 4]``, of the file's type."""
     values = _decode(content, what, cv2.IMREAD_UNCHANGED)
-    return values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values[..., None]
+    return values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values
 
 
 def _decode(content: bytes, what: str, flags: int) -> NDArray[Any]:
@@ -475,7 +479,7 @@ def _kind_of(content: bytes) -> str:
     starts = {
         b"version https://git-lfs": "a pointer of Git LFS: run git lfs pull",
         b"<": "a web page or XML",
-        **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), f"a TIFF of many bands or of fractions: {_CHOOSE}"),
+        **dict.fromkeys(TIFF_STARTS, f"a TIFF of many bands or of fractions: {_CHOOSE}"),
     }
     found = next((what for start, what in starts.items() if content.lstrip().startswith(start)), "of no known format")
     return found if content else "an empty file"
