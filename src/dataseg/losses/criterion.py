@@ -246,9 +246,12 @@ class Criterion(nn.Module):
         uniform = self.num_points - self.num_uncertain
         points_BLN2 = group.points(LOSS_STREAM, (layers, self.num_candidates + uniform))
         sums = []
-        for part in chunks(layers, images * pairs * self.num_candidates, points_BLN2.device):
+        parts = chunks(layers, images * pairs * self.num_candidates, points_BLN2.device)
+        # split, not slices: their backward would fill up and add all layers for each part
+        of_parts = torch.split(logits_LBMhw, [part.stop - part.start for part in parts])
+        for part, part_LBMhw in zip(parts, of_parts, strict=True):
             logits_LMP, values_LMP, valid_LMP = self._sampled(
-                logits_LBMhw[part], points_BLN2[:, part], matched.segments[part], matched.real, group
+                part_LBMhw, points_BLN2[:, part], matched.segments[part], matched.real, group
             )
             point = mask_loss(logits_LMP, values_LMP, valid_LMP, self.mask_loss).sum()
             sums.append(torch.stack([point, dice_loss(logits_LMP, values_LMP, valid_LMP).sum()]))
@@ -262,9 +265,12 @@ class Criterion(nn.Module):
         assert group.masks is not None
         layers, images = segments_LBM.shape[:2]
         with torch.no_grad():
-            values_BKN, valid_BN = group.masks.at(points_BLN2.flatten(1, 2))
-            values_BKLN = values_BKN.view(*values_BKN.shape[:2], layers, -1)
-            valid_LBN = valid_BN.view(images, layers, -1).transpose(0, 1)
+            values_BKX, valid_BX = group.masks.at(points_BLN2.flatten(1, 2))
+            layer_L11 = torch.arange(layers, device=segments_LBM.device)[:, None, None]
+            image_B1 = torch.arange(images, device=segments_LBM.device)[:, None]
+            values_BKLN = values_BKX.view(*values_BKX.shape[:2], layers, -1)
+            values_LBMN = values_BKLN[image_B1, segments_LBM, layer_L11]
+            valid_LBN = valid_BX.view(images, layers, -1).transpose(0, 1)
             points_LBN2 = points_BLN2.transpose(0, 1)
             candidates_XN2 = points_LBN2[:, :, : self.num_candidates].flatten(0, 1)
             scores_XMN = sample_logits(logits_LBMhw.flatten(0, 1), candidates_XN2)
@@ -274,11 +280,12 @@ class Criterion(nn.Module):
             others_P = torch.arange(self.num_candidates, points_LBN2.shape[2], device=chosen_XMP.device)
             chosen_LBMP = torch.cat([chosen_XMP, others_P.expand(*chosen_XMP.shape[:2], -1)], -1)
             chosen_LBMP = chosen_LBMP.view(layers, images, *chosen_LBMP.shape[1:])
-            layer_L, image_B = (torch.arange(n, device=chosen_XMP.device) for n in (layers, images))
-            layer_L, image_B = layer_L[:, None, None, None], image_B[:, None, None]
-            values_LBMP = values_BKLN[image_B, segments_LBM[..., None], layer_L, chosen_LBMP]
-            valid_LBMP = valid_LBN[layer_L, image_B, chosen_LBMP] & real_BM[..., None]
-            points_LBMP2 = points_LBN2[layer_L, image_B, chosen_LBMP]
+            wide = (-1, -1, chosen_LBMP.shape[2], -1)
+            values_LBMP = values_LBMN.gather(3, chosen_LBMP)
+            valid_LBMP = valid_LBN[:, :, None].expand(wide).gather(3, chosen_LBMP) & real_BM[..., None]
+            # x and y as one number: a single gather
+            complex_LBN = torch.view_as_complex(points_LBN2)
+            points_LBMP2 = torch.view_as_real(complex_LBN[:, :, None].expand(wide).gather(3, chosen_LBMP))
         sampled = sample_logits(logits_LBMhw.flatten(0, 2)[:, None], points_LBMP2.flatten(0, 2))
         return sampled.view(values_LBMP.shape), values_LBMP, valid_LBMP
 

@@ -6,7 +6,7 @@ largest number of segments, ``M = min(Q, K)`` = pairs, ``P`` = points, ``h, w`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dataseg.losses.points import sample_logits
+from dataseg.losses.points import SharedPoints
 from dataseg.losses.terms import (
     MaskLoss,
     class_cost,
@@ -27,9 +27,9 @@ from dataseg.losses.terms import (
 )
 from dataseg.structures import Proposals
 
-CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
-"""Numbers in the largest intermediate of the layers that are gone through together: 32 MiB in float32 on a CPU; 512 MiB
-on a GPU, where each operation costs a launch."""
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+"""Numbers in the largest intermediate of the layers that are gone through together: 8 MiB in float32 on a CPU, whose
+allocator asks the system anew for each of 32 MiB or more; 512 MiB on a GPU, where each operation costs a launch."""
 
 
 class NonFiniteCostError(ValueError):
@@ -133,28 +133,37 @@ class HungarianMatcher:
 
     def costs(self, proposals: Sequence[Proposals], targets: Targets) -> Tensor:
         """Cost matrices, float32 ``[B, L, Q, K]``."""
-        count, queries = len(targets.images), proposals[0].class_logits.shape[1]
-        points = targets.masks.points.shape[1] if isinstance(targets.masks, PointTargets) else 0
-        parts = [
-            self._costs(proposals[layers], targets)
-            for layers in chunks(len(proposals), count * queries * points, targets.labels.device)
-        ]
-        return torch.cat(parts, 1).view(count, len(proposals), queries, -1)
+        class_logits = torch.cat([targets.of(p.class_logits).float() for p in proposals], 1)
+        mask_logits = [targets.of(p.mask_logits) for p in proposals]
+        cost = self.class_weight * class_cost(class_logits, targets.labels)
+        if isinstance(targets.masks, BoxTargets):
+            cost += self._box_costs(mask_logits, targets.masks)
+        elif targets.masks is not None:
+            cost += self._point_costs(mask_logits, targets.masks)
+        return cost.view(len(cost), len(proposals), -1, cost.shape[2])
 
-    def _costs(self, proposals: Sequence[Proposals], targets: Targets) -> Tensor:
+    def _box_costs(self, mask_logits: Sequence[Tensor], boxes: BoxTargets) -> Tensor:
         """``[B, L * Q, K]``: of one product per image for all layers."""
-        cost = self.class_weight * class_cost(
-            torch.cat([targets.of(p.class_logits).float() for p in proposals], 1), targets.labels
-        )
-        masks = targets.masks
-        if isinstance(masks, BoxTargets):
-            profiles = [masks.profiles_of(targets.of(p.mask_logits)) for p in proposals]
-            of_masks = torch.cat([x for x, _ in profiles], 1), torch.cat([y for _, y in profiles], 1)
-            return cost + self.projection_weight * pair_projection_cost(of_masks, masks.profiles)
-        assert masks is not None
-        logits = torch.cat([sample_logits(targets.of(p.mask_logits).float(), masks.points) for p in proposals], 1)
-        cost += self.dice_weight * pair_dice_cost(logits, masks.values, masks.valid)
-        return cost + self.mask_weight * pair_mask_cost(logits, masks.values, masks.valid, self.mask_loss)
+        profiles = [boxes.profiles_of(logits) for logits in mask_logits]
+        of_masks = torch.cat([x for x, _ in profiles], 1), torch.cat([y for _, y in profiles], 1)
+        return self.projection_weight * pair_projection_cost(of_masks, boxes.profiles)
+
+    def _point_costs(self, mask_logits: Sequence[Tensor], masks: PointTargets) -> Tensor:
+        """``[B, L * Q, K]``."""
+        images, queries, height, width = mask_logits[0].shape
+        values = queries * masks.points.shape[1]
+        rows = []
+        for some in chunks(images, values, masks.points.device):
+            points = SharedPoints.of(masks.points[some], height, width)
+            parts = []
+            for part in chunks(len(mask_logits), points.images * values, masks.points.device):
+                layers = [logits[some] for logits in mask_logits[part]]
+                logits = points.sample(layers[0] if len(layers) == 1 else torch.cat(layers, 1))
+                dice = pair_dice_cost(logits, masks.values[some], masks.valid[some])
+                mask = pair_mask_cost(logits, masks.values[some], masks.valid[some], self.mask_loss)
+                parts.append(self.dice_weight * dice + self.mask_weight * mask)
+            rows.append(torch.cat(parts, 1))
+        return torch.cat(rows)
 
     @torch.no_grad()
     def __call__(
@@ -207,10 +216,10 @@ class HungarianMatcher:
         return matches
 
 
-def chunks(layers: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Layers that are gone through together, if one layer's largest intermediate has ``elements`` numbers."""
+def chunks(count: int, elements: int, device: torch.device) -> list[slice]:
+    """Layers or images that are gone through together, if the largest intermediate of one has ``elements`` numbers."""
     step = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // max(1, elements))
-    return (slice(start, start + step) for start in range(0, layers, step))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _assign(cost_BLQK: NDArray[np.float32], counts: Sequence[int], follows_BLQ: NDArray[Any] | None) -> NDArray[Any]:

@@ -56,6 +56,39 @@ def _corners(points_P2: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
+class SharedPoints:
+    """Points at which many maps of an image are read; `sample` gives what `sample_logits` gives, without a gradient.
+
+    A map's four pixels around a point lie apart; the same pixel of all maps, once transposed, lies together: so that
+    a point is a weighted sum of four rows. On a CPU it takes less than half the time for 100 maps.
+
+    Attributes:
+        rows: int64 ``[N * P, 4]``, of the transposed maps ``[h * w * N, M]``.
+        weights: float32 ``[N * P, 4]``; 0 beyond the border.
+        images: N.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    images: int
+
+    @classmethod
+    def of(cls, points_NP2: Tensor, height: int, width: int) -> Self:
+        """Points in [0, 1] of maps of ``height`` x ``width``."""
+        positions_N4P, weights_N4P = _corners(points_NP2, height, width)
+        images = len(points_NP2)
+        rows_N4P = positions_N4P * images + torch.arange(images, device=points_NP2.device)[:, None, None]
+        return cls(rows_N4P.mT.reshape(-1, 4), weights_N4P.mT.reshape(-1, 4), images)
+
+    def sample(self, logits_NMhw: Tensor) -> Tensor:
+        """Bilinear values of maps, float32 ``[N, M, P]``, not contiguous."""
+        maps = logits_NMhw.shape[1]
+        table = logits_NMhw.float().flatten(2).flatten(0, 1).t().contiguous().view(-1, maps)
+        values = functional.embedding_bag(self.rows, table, per_sample_weights=self.weights, mode="sum")
+        return values.view(self.images, -1, maps).mT
+
+
+@dataclass(frozen=True)
 class MaskTargets:
     """Target segments of several images, as they are read at points: of one size and number, filled up.
 
@@ -192,5 +225,5 @@ def select_uncertain(logits_NMP: Tensor, valid_NP: Tensor, count: int) -> Tensor
     Uncertainty is closeness of the logit to 0 (PointRend, arXiv 1912.08193, section 3.1). Void points come last:
     they are taken only when there are fewer valid points than ``count``.
     """
-    certainty_NMP = logits_NMP.abs().masked_fill(~valid_NP[:, None], torch.inf)
+    certainty_NMP = logits_NMP.abs().masked_fill_(~valid_NP[:, None], torch.inf)
     return certainty_NMP.topk(count, dim=-1, largest=False, sorted=False).indices

@@ -35,21 +35,29 @@ def _focal_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
 def pair_mask_cost(logits_QP: Tensor, values_KP: Tensor, valid_P: Tensor, kind: MaskLoss = "bce") -> Tensor:
     """Mean point loss of every (query, target) pair, ``[..., Q, K]``; the leading dimensions are the same in all.
 
+    Costs of matching have no gradient: buffers are used again.
+
     Args:
         logits_QP: ``[..., Q, P]``.
         values_KP: ``[..., K, P]`` in [0, 1].
         valid_P: bool ``[..., P]``; other points do not count.
         kind: binary cross-entropy (Mask2Former) or focal.
     """
-    weights_P1 = valid_P.to(logits_QP.dtype)[..., None]
-    count = weights_P1.sum(-2, keepdim=True).clamp(min=1)
-    inside_PK = values_KP.mT * weights_P1
+    valid_1P = valid_P[..., None, :].to(logits_QP.dtype)
+    count = valid_1P.sum(-1, keepdim=True).clamp(min=1)
+    inside_KP = values_KP * valid_1P
     if kind == "bce":  # t * softplus(-x) + (1 - t) * softplus(x) = softplus(x) - t * x: one product, not two
         # softplus(x) = max(x, 0) - log sigmoid|x|: CPU kernels of these are vectorised, softplus' is not
-        background_QP = logits_QP.relu() - logits_QP.abs().sigmoid_().log_()
-        return (background_QP @ weights_P1 - logits_QP @ inside_PK) / count
+        background_QP = logits_QP.relu().sub_(logits_QP.abs().sigmoid_().log_())
+        return (background_QP.mul_(valid_1P).sum(-1, keepdim=True) - _products(logits_QP, inside_KP)) / count
     positive_QP, negative_QP = _focal_parts(logits_QP)
-    return (positive_QP @ inside_PK + negative_QP @ ((1 - values_KP.mT) * weights_P1)) / count
+    outside_KP = (1 - values_KP) * valid_1P
+    return (_products(positive_QP, inside_KP) + _products(negative_QP, outside_KP)) / count
+
+
+def _products(of_queries_QP: Tensor, of_targets_KP: Tensor) -> Tensor:
+    """Sums over points, ``[..., Q, K]``; in this order because few targets on the right are slow on a CPU."""
+    return (of_targets_KP @ of_queries_QP.mT).mT
 
 
 def mask_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor, kind: MaskLoss = "bce") -> Tensor:
@@ -64,17 +72,17 @@ def mask_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor, kind: Mask
 
 def pair_dice_cost(logits_QP: Tensor, values_KP: Tensor, valid_P: Tensor) -> Tensor:
     """Dice loss of every (query, target) pair, ``[..., Q, K]`` in [0, 1]; arguments as `pair_mask_cost`."""
-    weights_P1 = valid_P.to(logits_QP.dtype)[..., None]
-    probs_QP, inside_PK = logits_QP.sigmoid(), values_KP.mT * weights_P1
-    total_QK = probs_QP @ weights_P1 + inside_PK.sum(-2, keepdim=True)
-    return 1 - (2 * (probs_QP @ inside_PK) + 1) / (total_QK + 1)
+    valid_1P = valid_P[..., None, :].to(logits_QP.dtype)
+    probs_QP, inside_KP = logits_QP.sigmoid().mul_(valid_1P), values_KP * valid_1P
+    total_QK = probs_QP.sum(-1, keepdim=True) + inside_KP.sum(-1)[..., None, :]
+    return 1 - (2 * _products(probs_QP, inside_KP) + 1) / (total_QK + 1)
 
 
 def dice_loss(logits_MP: Tensor, values_MP: Tensor, valid_MP: Tensor) -> Tensor:
     """Dice loss of each matched pair, ``[..., M]`` in [0, 1]; smoothed by 1 as in Mask2Former."""
-    probs_MP, inside_MP = logits_MP.sigmoid() * valid_MP, values_MP * valid_MP
-    overlap_M = (probs_MP * inside_MP).sum(-1)
-    return 1 - (2 * overlap_M + 1) / (probs_MP.sum(-1) + inside_MP.sum(-1) + 1)
+    probs_MP = logits_MP.sigmoid() * valid_MP
+    overlap_M, area_M = (probs_MP * values_MP).sum(-1), (values_MP * valid_MP).sum(-1)
+    return 1 - (2 * overlap_M + 1) / (probs_MP.sum(-1) + area_M + 1)
 
 
 def class_cost(class_logits_QC: Tensor, labels_K: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from dataseg.losses.points import (
     MaskTargets,
+    SharedPoints,
     check_geometry,
     sample_logits,
     select_uncertain,
@@ -64,6 +65,25 @@ def test_sample_logits_shape_and_value():
     sampled = sample_logits(logits, centre)
     assert sampled.shape == (2, 3, 5)
     torch.testing.assert_close(sampled, torch.full((2, 3, 5), 1.5))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    images=st.integers(1, 3),
+    maps=st.integers(1, 5),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    seed=st.integers(0, 10_000),
+)
+def test_shared_points_equal_grid_sample(images, maps, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, maps, height, width, generator=generator)
+    points = torch.rand(images, 33, 2, generator=generator)
+    points[:, 0], points[:, 1] = 0.0, 1.0
+    sampled = SharedPoints.of(points, height, width).sample(logits)
+    assert sampled.shape == (images, maps, 33)
+    assert sampled.dtype == torch.float32
+    torch.testing.assert_close(sampled, sample_logits(logits, points), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (29, 18)])
