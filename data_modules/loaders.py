@@ -130,9 +130,11 @@ def start_worker(worker: int) -> None:
 
 
 def _give_up(error: BaseException, sample: object) -> None:
-    """End the loading process; the training process misses it."""
-    traceback.print_exception(error)
-    os._exit(1)
+    """End the loading process, even if no memory is left to tell why; the training process misses it."""
+    try:
+        traceback.print_exception(error)
+    finally:
+        os._exit(1)
 
 
 def end_workers(patience: float = 1.0) -> None:

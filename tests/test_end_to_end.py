@@ -24,6 +24,10 @@ def suite(tmp_path_factory) -> Path:
     return ensure(tmp_path_factory.mktemp("data") / "mini", SMALL, progress=False)
 
 
+NO_PICTURES = "--trainer.callbacks=[{class_path: callbacks.Evaluation}, {class_path: callbacks.RunRecord}]"
+"""They take longer than an evaluation of a few images."""
+
+
 def arguments(verb: str, suite: Path, runs: Path, *more: str) -> list[str]:
     return [
         verb,
@@ -98,7 +102,8 @@ def test_tensorboard_shows_losses_rates_sampling_and_panels(run):
 
 
 def test_evaluation_repeats_the_figures_exactly(run, suite, tmp_path):
-    co_training.run(arguments("validate", suite, tmp_path, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"))
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    co_training.run(arguments("validate", suite, tmp_path, checkpoint, NO_PICTURES))
     trained = json.loads((run / "metrics.json").read_text())
     again = json.loads((tmp_path / "mini_all" / "test" / "metrics.json").read_text())
     figures = {key for key, value in trained.items() if not isinstance(value, dict | list)}
@@ -123,7 +128,7 @@ def test_one_checkpoint_is_evaluated_on_sets_it_was_not_trained_on(suite, tmp_pa
     co_training.run(arguments("fit", suite, tmp_path / "runs", *more, "--trainer.limit_val_batches=0"))
     checkpoint = tmp_path / "runs" / "mini_all" / "test" / "checkpoints" / "last.ckpt"
     overlay = f"--config={ROOT / 'conf' / 'on' / 'mini_all.yaml'}"
-    co_training.run(arguments("validate", suite, tmp_path, overlay, f"--ckpt_path={checkpoint}"))
+    co_training.run(arguments("validate", suite, tmp_path, overlay, f"--ckpt_path={checkpoint}", NO_PICTURES))
     metrics = json.loads((tmp_path / "mini_all" / "test" / "metrics.json").read_text())
     for key in ("ade.miou", "coco.pq", "ade_panoptic.pq", "o365.mask_ap", "open.miou", "open.pq"):
         assert 0 <= metrics[key] <= 100
@@ -136,7 +141,7 @@ def test_sets_that_are_missing_stand_in_no_result(suite, run, tmp_path, caplog):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"data": {"init_args": {"missing": "skip", "val": val}}}))
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
-    co_training.run(arguments("validate", suite, tmp_path, f"--config={overlay}", checkpoint))
+    co_training.run(arguments("validate", suite, tmp_path, f"--config={overlay}", checkpoint, NO_PICTURES))
     assert caplog.text.count("1 of 2 evaluation sets are not below") == 1
     metrics = json.loads((tmp_path / "mini_all" / "test" / "metrics.json").read_text())
     assert set(metrics["per_class"]) == {"ade.semantic"}

@@ -148,6 +148,7 @@ def test_averaged_weights_resume_alike_and_are_what_is_exported(suite, tmp_path)
     assert "averages its weights: go on with WITH=ema" in (whole / "refused").read_text()
 
 
+@pytest.mark.slow
 def test_the_encoder_only_network_resumes_alike(suite, tmp_path):
     """Masks anneal between steps 2 and 10 of 12: which queries are masked follows from the step."""
     options = [*OPTIONS, "--trainer.max_steps=12", "--trainer.val_check_interval=6"]

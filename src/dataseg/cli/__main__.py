@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status, see `dataseg.cli.errors`."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
     given, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if {"-h", "--help"} & {given, *rest} and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dataseg --help | head` ends as other commands do
     verb = "eval" if given == "validate" else given
     if verb in ("-h", "--help"):
         print(usage())

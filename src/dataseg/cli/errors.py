@@ -41,11 +41,13 @@ def exit_status(verb: Callable[[], int]) -> int:
 def _tell_ignored(ignored: sys.UnraisableHookArgs) -> None:
     """PyTorch's signal handler tells of a loading process that was killed, wherever the program is just then.
 
-    If that is where Python can raise nothing, the next sample that is missed ends the run.
+    If that is where Python can raise nothing, the next sample that is missed ends the run. If it is where the loading
+    processes are being started, the run has ended, and PyTorch's clearing up misses what was not made yet.
     """
-    if ignored.exc_value is not None and loading_process_died(ignored.exc_value):
-        print(f"warning: {ignored.exc_value}", file=sys.stderr)
-    else:
+    error = ignored.exc_value
+    if error is not None and loading_process_died(error):
+        print(f"warning: {error}", file=sys.stderr)
+    elif not (isinstance(error, AttributeError) and type(error.obj).__name__ == "_MultiProcessingDataLoaderIter"):
         sys.__unraisablehook__(ignored)
 
 

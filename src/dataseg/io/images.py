@@ -144,10 +144,13 @@ class EncodedImage:
         Raises:
             UserError: it cannot be decoded, or has other bands; names file and dataset.
         """
-        image: NDArray[Any]
+        return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(self._as_stored(reduced)))
+
+    def _as_stored(self, reduced: tuple[int, int] | None) -> NDArray[Any]:
+        """What `decode` gives, not turned yet."""
         if self.bands is not None:
-            image = self.bands.rgb(_all_bands(self.content, self.name), self.name)
-            return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(image))
+            return self.bands.rgb(_all_bands(self.content, self.name), self.name)
+        image: NDArray[Any]
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         if reduced is None or self.header.kind != "JPEG":
             divisor, out = 1, self.header.size
@@ -167,7 +170,7 @@ class EncodedImage:
             # they do so in the result too, and are cut off there.
             fy, fx = (divisor * want / have for have, want in zip(self.header.size, out, strict=True))
             image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)[: out[0], : out[1]]
-        return np.ascontiguousarray(_TURNS.get(self.orientation, np.asarray)(image))
+        return image
 
 
 def _eight_bits(values: NDArray[Any], what: str) -> ImageArray:

@@ -42,26 +42,25 @@ class _Group:
     """The images of a batch whose targets are of one kind.
 
     Attributes:
+        batch: all of it.
         targets: after MERGE.
-        geometries: of masks: where losses are taken, the image or all of the padded input; of boxes: the image.
-        pixels: uint8, of the whole batch.
-        seeds: of their points.
+        regions: where mask losses are taken: the image, or all of the padded input.
         masks: None = boxes.
     """
 
+    batch: Batch
     targets: Targets
-    geometries: list[ImageGeometry]
-    pixels: Tensor
-    seeds: list[int]
+    regions: list[ImageGeometry]
     masks: MaskTargets | None
 
     def points(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         """Random points where losses are taken, float ``[B, *shape, 2]`` in [0, 1] of the padded input."""
         device = self.targets.labels.device
-        points = torch.stack([uniform_points(seed, stream, shape, device) for seed in self.seeds])
-        if all(geometry.size == geometry.padded for geometry in self.geometries):
+        seeds = [self.batch.seeds[i] for i in self.targets.images]
+        points = torch.stack([uniform_points(seed, stream, shape, device) for seed in seeds])
+        if all(region.size == region.padded for region in self.regions):
             return points
-        shares = [(g.size[1] / g.padded[1], g.size[0] / g.padded[0]) for g in self.geometries]
+        shares = [(r.size[1] / r.padded[1], r.size[0] / r.padded[0]) for r in self.regions]
         return points * points.new_tensor(shares).view(len(points), *(1,) * len(shape), 2)
 
 
@@ -193,19 +192,14 @@ class Criterion(nn.Module):
         boxed = [i for i, target in enumerate(batch.targets) if isinstance(target, Boxes)]
         masked = [i for i in range(len(batch)) if i not in boxed]
         groups = [self._mask_group(batch, masked, regions)] if masked else []
-        return [*groups, _box_group(batch, boxed, regions, geometries, grid)] if boxed else groups
+        return [*groups, _box_group(batch, boxed, regions, grid)] if boxed else groups
 
     def _mask_group(self, batch: Batch, images: list[int], regions: Sequence[ImageGeometry]) -> _Group:
         chosen = [target for target in (batch.targets[i] for i in images) if not isinstance(target, Boxes)]
         masks = MaskTargets.of(chosen, [batch.sizes[i] for i in images], regions[0].padded)
         labels = [target_labels(target) for target in chosen]
-        group = _Group(
-            Targets(images, pad_sequence(labels, batch_first=True), [len(own) for own in labels], None),
-            [regions[i] for i in images],
-            batch.images,
-            [batch.seeds[i] for i in images],
-            masks,
-        )
+        targets = Targets(images, pad_sequence(labels, batch_first=True), [len(own) for own in labels], None)
+        group = _Group(batch, targets, [regions[i] for i in images], masks)
         if not any(group.targets.counts):
             return group
         points_BP2 = group.points(MATCHING_STREAM, (self.num_points,))
@@ -300,9 +294,9 @@ class Criterion(nn.Module):
         if "affinity" in self.weights:
             grid = logits_LBMhw.shape[-2], logits_LBMhw.shape[-1]
             terms["affinity"] = logits_LBMhw.new_zeros(())
-            for i, (position, geometry) in enumerate(zip(group.targets.images, group.geometries, strict=True)):
-                rows, columns = geometry.cells(*grid)
-                similarity_Ehw = color_similarity(group.pixels[position], (rows, columns), grid)
+            for i, (position, region) in enumerate(zip(group.targets.images, group.regions, strict=True)):
+                rows, columns = ImageGeometry(region.padded, group.batch.sizes[position]).cells(*grid)
+                similarity_Ehw = color_similarity(group.batch.images[position], (rows, columns), grid)
                 inside_LMhw = onto_x[:, i, :, None, :columns] * onto_y[:, i, :, :rows, None]
                 image_logits = logits_LBMhw[:, i, :, :rows, :columns]
                 losses_LM = affinity_loss(image_logits, similarity_Ehw, inside_LMhw, self.affinity_threshold)
@@ -310,13 +304,7 @@ class Criterion(nn.Module):
         return terms
 
 
-def _box_group(
-    batch: Batch,
-    images: list[int],
-    regions: Sequence[ImageGeometry],
-    geometries: Sequence[ImageGeometry],
-    grid: tuple[int, int],
-) -> _Group:
+def _box_group(batch: Batch, images: list[int], regions: Sequence[ImageGeometry], grid: tuple[int, int]) -> _Group:
     chosen = [target for target in (batch.targets[i] for i in images) if isinstance(target, Boxes)]
     labels = [target.labels for target in chosen]
     targets = Targets(images, pad_sequence(labels, batch_first=True), [len(own) for own in labels], None)
@@ -332,7 +320,7 @@ def _box_group(
         steps = padded[0] / grid[0], padded[1] / grid[1]
         profiles = box_profiles(xyxy_BK4, grid, steps, (rows_B1 - 1, columns_B1 - 1))
         targets = replace(targets, masks=BoxTargets(profiles, inside))
-    return _Group(targets, [geometries[i] for i in images], batch.images, [batch.seeds[i] for i in images], None)
+    return _Group(batch, targets, [regions[i] for i in images], None)
 
 
 def _matched_logits(proposals: Sequence[Proposals], targets: Targets, matched: Matches) -> Tensor:

@@ -155,11 +155,15 @@ def draw(
 def _draw_boxes(picture: Picture, boxes: Boxes, colors: Picture, names: list[str] | None, size: int) -> None:
     captions: list[Caption] = []
     for k, (corners, label) in enumerate(zip(boxes.xyxy.tolist(), boxes.labels.tolist(), strict=True)):
-        x, y, right, bottom = (int(v) for v in corners)
-        cv2.rectangle(picture, (x, y), (right, bottom), colors[k].tolist(), 2)
-        if names is not None:
-            captions.append((names[label], x + 4, y + 12, (right - x) * (bottom - y)))
+        captions += _draw_box(picture, corners, colors[k], names[label] if names else None)
     _write_captions(picture, captions, size)
+
+
+def _draw_box(picture: Picture, corners: list[float], color: Picture, name: str | None) -> list[Caption]:
+    """Its outline; the caption that belongs to it, if it has a name."""
+    x, y, right, bottom = (int(v) for v in corners)
+    cv2.rectangle(picture, (x, y), (right, bottom), color.tolist(), 2)
+    return [] if name is None else [(name, x + 4, y + 12, (right - x) * (bottom - y))]
 
 
 def _draw_masks(
@@ -169,8 +173,8 @@ def _draw_masks(
     for k, (rle, label) in enumerate(zip(masks.rles, masks.labels.tolist(), strict=True)):
         if rle is None:
             if masks.boxes is not None:  # all that is known of it
-                x, y, right, bottom = (masks.boxes[k] * _zoom(masks.size, picture.shape).repeat(2)).int().tolist()
-                cv2.rectangle(picture, (x, y), (right, bottom), LINE, 1)
+                corners = (masks.boxes[k] * _zoom(masks.size, picture.shape).repeat(2)).tolist()
+                captions += _draw_box(picture, corners, colors[k], names[label] if names else None)
             continue
         (x, y), mask = _part(rle, masks.size, picture.shape)
         if mask is None:

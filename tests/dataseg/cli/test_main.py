@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dataseg.cli import merge_shards
 from dataseg.cli.__main__ import VERBS, main
@@ -20,6 +21,13 @@ def test_help_lists_every_verb_without_torch():
     lines = [line.split(maxsplit=1) for line in shown.splitlines()[2:]]
     assert [verb for verb, _ in lines] == list(VERBS)
     assert all(text[0].isupper() and text.endswith(".") and len(text) < 105 for _, text in lines)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of that kind")
+def test_help_may_be_cut_short():
+    with subprocess.Popen([sys.executable, "-m", "dataseg.cli"], stdout=-1, stderr=-1, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_an_unknown_verb_is_named(capsys):
@@ -102,6 +110,7 @@ def test_a_killed_loading_process_is_told_in_a_line_even_where_nothing_can_be_ra
 
     def verb() -> int:
         Late("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)  # interrupted while it was made
         Late("another mistake")
         return 0
 
@@ -110,3 +119,4 @@ def test_a_killed_loading_process_is_told_in_a_line_even_where_nothing_can_be_ra
     told, _, other = capsys.readouterr().err.partition("Exception ignored")
     assert told == "warning: DataLoader worker (pid 7) is killed by signal: Killed. \n"
     assert "RuntimeError: another mistake" in other
+    assert "AttributeError" not in other

@@ -389,6 +389,7 @@ def validate(suite, runs, *more):
             "--exp=mini_all",
             *on_suite(suite, runs),
             "--data.num_workers=0",
+            "--trainer.callbacks=[{class_path: callbacks.Evaluation}, {class_path: callbacks.RunRecord}]",
             *SMALL,
             *more,
         ]
