@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from traceback import walk_tb
 
 
 class UserError(ValueError):
@@ -20,5 +21,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def loading_process_died(error: BaseException) -> bool:
-    """Whether PyTorch told, by this error, that a loading process ended by itself."""
-    return any(isinstance(e, RuntimeError) and str(e).startswith("DataLoader worker (pid") for e in causes(error))
+    """Whether this error tells that a loading process ended by itself: PyTorch noticed, or what it sent broke off."""
+    return any(
+        (isinstance(e, RuntimeError) and str(e).startswith("DataLoader worker (pid"))
+        or (isinstance(e, (OSError, EOFError)) and _receives_tensors(e))
+        for e in causes(error)
+    )
+
+
+def _receives_tensors(error: BaseException) -> bool:
+    frames = walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename.endswith("resource_sharer.py") for frame, _ in frames)

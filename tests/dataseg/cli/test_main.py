@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import warnings
+from multiprocessing import resource_sharer
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -75,6 +76,17 @@ def test_one_rule_for_all_verbs(monkeypatch, capsys, error, status, words):
     assert main(["merge-shards"]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+def test_a_tensor_that_breaks_off_while_it_is_received_is_a_killed_loading_process(capsys):
+    def receive() -> int:
+        with open(__file__) as file:
+            sent = resource_sharer.DupFd(file.fileno())
+        resource_sharer.stop()
+        return sent.detach()
+
+    assert exit_status(receive) == 1
+    assert "a loading process was killed" in capsys.readouterr().err
 
 
 def test_mistakes_of_the_program_keep_their_traceback(monkeypatch):
