@@ -44,7 +44,7 @@ from data_modules.datasets import TrainDataset
 from data_modules.formats import CocoPanoptic
 from data_modules.transforms import TrainTransform
 from dataseg.io.images import open_image, read_rgb_ids
-from dataseg.structures import SegmentMap
+from dataseg.structures import Batch, Sample, SegmentMap, Task
 
 Key = tuple[int, int]
 """Index and seed of a sample."""
@@ -112,7 +112,7 @@ class Masks:
         found = torch.stack([ids == s["id"] for s in segments])
         masks = tv_tensors.Mask(found.to(torch.uint8) if self.lean else found)
         moved = [self._move(part, plan) for part in (tv_tensors.Image(image), masks)]
-        kept = moved[1].flatten(1).any(1)
+        kept = moved[1].flatten(1).any(1).bool()
         categories = [s["category_id"] for s, keep in zip(segments, kept.tolist(), strict=True) if keep]
         return moved[0], moved[1][kept], categories
 
@@ -146,7 +146,9 @@ class Masks:
 
 def our_targets(target: SegmentMap, reader: CocoPanoptic) -> tuple[torch.Tensor, list[int]]:
     """As masks ``[K, 640, 640]`` and official categories."""
-    masks = torch.stack([target.ids == k for k in range(len(target))]) if len(target) else torch.zeros(0, SIZE, SIZE)
+    masks = torch.zeros(len(target), SIZE, SIZE, dtype=torch.bool)
+    for k, mask in enumerate(masks):
+        mask[: target.size[0], : target.size[1]] = target.ids == k
     return masks, [reader.vocabulary.classes[k].id for k in target.labels.tolist()]
 
 
@@ -201,10 +203,15 @@ def one_turn(root: Path, split: str, seeds: int) -> dict[str, float]:
     """Seconds of each contender, in a process of its own: what a process has freed before decides what memory costs."""
     use_one_core()
     view, keys, plans, masks = _setting(root, split, seeds)
-    contenders: dict[str, Callable[[], object]] = {"ours": lambda: [view[key] for key in keys]}
+    contenders: dict[str, Callable[[], object]] = {"ours": lambda: [padded(view[key]) for key in keys]}
     for name, way in masks.items():
         contenders[name] = lambda way=way: [way(k[0], plan) for k, plan in zip(keys, plans, strict=True)]  # type: ignore[misc]
     return {name: runs[0] for name, runs in side_by_side(contenders, repeats=1).items()}
+
+
+def padded(sample: Sample) -> Batch:
+    """As a batch makes it, of one sample."""
+    return Batch.collate([sample], "coco", Task.PANOPTIC, (SIZE, SIZE))
 
 
 def _setting(root: Path, split: str, seeds: int) -> tuple[TrainDataset, list[Key], list[Plan], dict[str, Masks]]:

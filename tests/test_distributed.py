@@ -140,7 +140,8 @@ def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     assert_same_gradient(alone, together)
 
 
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_the_encoder_only_network(suite, tmp_path, name):
     """The same queries are masked on all ranks; no drop path, which each rank draws for itself."""
     vit = "--model.network.init_args.backbone.init_args.options={embed_dim: 32, depth: 4, num_heads: 2}"

@@ -208,7 +208,9 @@ def test_accumulation_and_short_epochs_resume_alike(suite, tmp_path):
     assert_same_end(tmp_path / "a" / "runs", tmp_path / "b" / "runs", 12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_request_to_stop_saves_and_ends_cleanly(suite, whole, tmp_path, number):
     options = [*OPTIONS, "--trainer.max_steps=12", "--trainer.val_check_interval=4"]
     where = "validating" if number == signal.SIGTERM else "batch"

@@ -8,7 +8,7 @@ import numpy as np
 import own_exports
 import pytest
 import yaml
-from cli_runs import ROOT, SMALL, finish, own_experiment, start
+from cli_runs import ROOT
 from own_exports import SIZE, STEMS
 
 from data_modules.inspection.own_data import main
@@ -144,22 +144,3 @@ def test_what_is_not_recognised(conf, tmp_path):
         UserError, match=r"several forms \(CocoInstances: annotations.json; CvatImages: annotations.xml\): choose one"
     ):
         main([str(tmp_path / "mine"), "--conf", str(conf)])
-
-
-@pytest.mark.parametrize("form", [pytest.param("voc", marks=pytest.mark.slow), "cvat"])
-def test_trained_for_a_few_steps(form, conf, tmp_path):
-    own_exports.WRITERS[form](tmp_path / "mine")
-    main([str(tmp_path / "mine"), "--conf", str(conf)])
-    arguments = [
-        "fit",
-        *own_experiment("mine", conf, tmp_path),
-        "--trainer.val_check_interval=2",
-        "--trainer.max_steps=2",
-        *SMALL,
-    ]
-    status = finish(start(arguments, tmp_path / "output"), 300)
-    assert status == 0, (tmp_path / "output").read_text()[-3000:]
-    run = tmp_path / "runs" / "mine" / "test"
-    assert list((run / "checkpoints").iterdir())
-    if form == "cvat":
-        assert "AP" in (run / "metrics.json").read_text()

@@ -50,7 +50,7 @@ def test_pads_as_evaluation_does():
 
 @pytest.mark.parametrize(
     "backbone",
-    ["resnet", tiny.ENCODER_ONLY, *(pytest.param(name, marks=pytest.mark.slow) for name in ("convnext", "vitdet"))],
+    ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in (tiny.ENCODER_ONLY, "convnext", "vitdet"))],
 )
 @torch.no_grad()
 def test_one_program_for_any_batch_and_size(backbone, tmp_path):
