@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_network_is_told_in_one_line(run, suite, tmp_pat
 def test_resuming_with_other_settings_names_them_and_keeps_the_old(run, suite, tmp_path):
     own = shutil.copytree(run, tmp_path / "mini_all" / "test", symlinks=True)
     before = (own / "config.yaml").read_text()
-    more = ["--trainer.max_steps=10", "--trainer.val_check_interval=10", "--trainer.log_every_n_steps=1"]
+    more = ["--trainer.max_steps=10", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1"]
     more += ["--seed_everything=3", "--model.optimization.lr=0.25", "--resume=auto"]
     with pytest.warns(UserWarning, match="going on with other settings than before") as told:
         co_training.run(arguments("fit", suite, tmp_path, *more))

@@ -52,7 +52,9 @@ def test_a_part_that_cannot_be_checkpointed_says_so():
         Backbone().checkpoint_activations()
 
 
-@pytest.mark.parametrize("name", ["resnet", pytest.param("vitdet", marks=pytest.mark.slow), tiny.ENCODER_ONLY])
+@pytest.mark.parametrize(
+    "name", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vitdet", tiny.ENCODER_ONLY))]
+)
 def test_a_compiled_step_is_one_graph_and_equals_the_plain_one(name, monkeypatch):
     graphs = []
 
