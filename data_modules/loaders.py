@@ -7,6 +7,7 @@ import itertools
 import multiprocessing.queues
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,21 @@ def start_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # a sample that cannot be sent, mostly for want of memory, is left out by default, and waited for without end
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
+    # Python waits without end for a thread that finds no memory to begin with
+    threading.Thread.start = _start_in_time  # type: ignore[method-assign, assignment]
+
+
+START_SECONDS = 60
+_start = threading.Thread.start
+
+
+def _start_in_time(thread: threading.Thread) -> None:
+    """Start a thread of a loading process, or end the process by SIGALRM."""
+    signal.alarm(START_SECONDS)
+    try:
+        _start(thread)
+    finally:
+        signal.alarm(0)
 
 
 def _give_up(error: BaseException, sample: object) -> None:

@@ -127,7 +127,8 @@ def test_ranks_share_validation_and_agree_with_one(ddp, suite, tmp_path):
     assert alone["per_class"] == shared["per_class"]
 
 
-@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_vectors_of_vocabularies_and_merged_predictions(suite, tmp_path, name):
     """What a step leaves out of its vocabularies, and groups that differ from rank to rank, hold nobody up."""
     overlays = ("classifier_learnt", "background_separate", "merge_predictions")
@@ -259,6 +260,7 @@ def _samples(parts) -> dict[str, list]:
     return {name: [[value for share in shares for value in share[i]] for i in (0, 1)] for name, shares in here.items()}
 
 
+@pytest.mark.slow
 def test_sharded_checkpoints_are_resumed_from(suite, single, tmp_path):
     stopped_and_resumed(suite, tmp_path, strategy("fsdp"), [*strategy("fsdp"), "--resume=auto"], ranks=2)
     assert_same_course(single, tmp_path, STEPS)

@@ -122,6 +122,7 @@ def test_killed_and_resumed_equals_undisturbed(suite, whole, tmp_path):
     assert_same_end(whole / "runs", tmp_path / "runs", 12)
 
 
+@pytest.mark.slow
 def test_averaged_weights_resume_alike_and_are_what_is_exported(suite, tmp_path):
     """One of two pieces ends at a step without a validation; its weights must not be the average for the other."""
     options = [*OPTIONS, "--trainer.val_check_interval=4", f"--config={ROOT / 'conf' / 'with' / 'ema.yaml'}",

@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from data_modules import CoTraining
+from data_modules import CoTraining, loaders
 from data_modules.formats import (
     AdePanoptic,
     AdeSemantic,
@@ -119,6 +120,28 @@ def test_a_sample_that_cannot_be_sent_is_not_waited_for(capfd):
         next(iter(loader))
     assert loading_process_died(stop.value)
     assert "unable to mmap" in capfd.readouterr().err
+
+
+class NeverBegins(threading.Thread):
+    """As a thread that finds no memory to begin with."""
+
+    def _bootstrap(self):
+        pass
+
+
+class NeedsThread:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        NeverBegins().start()
+
+
+def test_a_thread_that_never_begins_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(loaders, "START_SECONDS", 1)
+    with pytest.raises(RuntimeError, match="DataLoader worker") as stop:
+        next(iter(DataLoader(NeedsThread(), **worker_options(1, 1))))
+    assert loading_process_died(stop.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
