@@ -46,6 +46,10 @@ SMALL_ENCODER_ONLY = [
 ]
 
 
+NO_PICTURES = "--trainer.callbacks=[{class_path: callbacks.Evaluation}, {class_path: callbacks.RunRecord}]"
+"""They take longer than an evaluation of a few images."""
+
+
 def on_suite(suite: Path, runs: Path) -> list[str]:
     """Arguments of a run "test" below ``runs`` on a mini suite that is there already, in small, on the CPU."""
     return [

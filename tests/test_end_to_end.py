@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_runs import on_suite
+from cli_runs import NO_PICTURES, on_suite
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules.mini import MiniSpec, ensure
@@ -22,10 +22,6 @@ SMALL = MiniSpec(seed=3, size=64, ade=(6, 4), coco=(8, 4), objects365=(8, 6), op
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Path:
     return ensure(tmp_path_factory.mktemp("data") / "mini", SMALL, progress=False)
-
-
-NO_PICTURES = "--trainer.callbacks=[{class_path: callbacks.Evaluation}, {class_path: callbacks.RunRecord}]"
-"""They take longer than an evaluation of a few images."""
 
 
 def arguments(verb: str, suite: Path, runs: Path, *more: str) -> list[str]:

@@ -28,8 +28,8 @@ from dataseg.losses.terms import (
 from dataseg.structures import Proposals
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
-"""Numbers in the largest intermediate of the layers that are gone through together: 8 MiB in float32 on a CPU, whose
-allocator asks the system anew for each of 32 MiB or more; 512 MiB on a GPU, where each operation costs a launch."""
+"""Numbers in the largest intermediate of layers or images that go together: 8 MiB in float32 on a CPU, whose allocator
+asks the system anew for each of 32 MiB or more; 512 MiB on a GPU, where each operation costs a launch."""
 
 
 class NonFiniteCostError(ValueError):

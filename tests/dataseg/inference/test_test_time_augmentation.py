@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cli_runs import SMALL, on_suite
+from cli_runs import NO_PICTURES, SMALL, on_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -389,7 +389,7 @@ def validate(suite, runs, *more):
             "--exp=mini_all",
             *on_suite(suite, runs),
             "--data.num_workers=0",
-            "--trainer.callbacks=[{class_path: callbacks.Evaluation}, {class_path: callbacks.RunRecord}]",
+            NO_PICTURES,
             *SMALL,
             *more,
         ]
